@@ -1,0 +1,220 @@
+"""Control sockets: one ROUTER to the workers, one to the command line. Files in `runtime_dir`.
+
+A worker is whoever shows the token that was handed to it at its spawn; everything else that comes
+in (frames that do not parse, strangers, what comes after an end) is counted, logged and dropped.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Control", "RuntimeDir", "client_endpoint"]
+
+import contextlib
+import fcntl
+import hmac
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from supervisor.errors import AlreadyRunningError, ConfigError, Problem, WireError
+from supervisor.protocol import (
+    MAX_BYTES,
+    FromClient,
+    FromWorker,
+    Hello,
+    ToClient,
+    ToWorker,
+    decode,
+    encode,
+)
+
+# What one turn of the loop reads from each side at most, so that a flood cannot stall the rest.
+WORKER_BUDGET = 1000
+CLIENT_BUDGET = 100
+FAREWELL_MS = 300  # how long the end of the process may wait for answers to be sent
+
+
+def client_endpoint(runtime_dir: Path) -> str:
+    """Return where a supervisor answers the command line."""
+    return f"ipc://{runtime_dir}/control.sock"
+
+
+class RuntimeDir:
+    """The private folder of one supervisor, locked for its life.
+
+    Raises:
+        AlreadyRunningError: another supervisor holds the lock.
+        ConfigError: the folder cannot be made, or is not private.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._demand_private(path)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise ConfigError(
+                "supervisor",
+                [Problem("supervisor.runtime_dir", f"{path}: {exc.strerror}")],
+            ) from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            pid = os.read(self._lock, 32).decode(errors="replace").strip()
+            os.close(self._lock)
+            raise AlreadyRunningError(
+                f"a supervisor named {name!r} already runs (pid {pid or 'unknown'}) in {path}"
+            ) from exc
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    @staticmethod
+    def _demand_private(path: Path) -> None:
+        found = path.stat()
+        if found.st_uid != os.geteuid():
+            raise ConfigError(
+                "supervisor",
+                [Problem("supervisor.runtime_dir", f"{path} belongs to another user")],
+            )
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            path.chmod(0o700)
+
+    def release(self) -> None:
+        """Remove the sockets, then give up the lock. What a crash leaves is removed at a start."""
+        for name in ("workers.sock", "control.sock"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).unlink()
+        os.close(self._lock)
+
+
+class Control:
+    """Both ROUTERs. Owned by the loop's thread.
+
+    Args:
+        runtime_dir: the folder; its lock must be held.
+        on_drop: told the reason of each frame that is dropped, and how often it has come by now.
+    """
+
+    def __init__(self, runtime_dir: Path, on_drop: Callable[[str, str, int], None]) -> None:
+        self._on_drop = on_drop
+        self._drops: Counter[str] = Counter()
+        self._tokens: dict[str, str] = {}
+        self._worker_of: dict[bytes, str] = {}  # routing id -> worker, since its hello
+        self._route_of: dict[str, bytes] = {}
+        self.workers_endpoint = f"ipc://{runtime_dir}/workers.sock"
+        self._context = zmq.Context()
+        self.workers = self._router(self.workers_endpoint)
+        self.clients = self._router(client_endpoint(runtime_dir))
+
+    def _router(self, endpoint: str) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.router_mandatory = True  # an unknown peer is an error here, not silence
+        router.maxmsgsize = MAX_BYTES
+        before = os.umask(0o077)
+        try:
+            router.bind(endpoint)
+        finally:
+            os.umask(before)
+        return router
+
+    # --- workers -------------------------------------------------------------------------------
+
+    def expect(self, worker: str, token: str) -> None:
+        """Accept the worker that shows this token."""
+        self._tokens[worker] = token
+
+    def forget(self, worker: str) -> None:
+        """Drop whatever still comes from this worker."""
+        self._tokens.pop(worker, None)
+        route = self._route_of.pop(worker, None)
+        if route is not None:
+            del self._worker_of[route]
+
+    def from_workers(self) -> Iterator[tuple[str, Any]]:
+        """Yield (worker, message) for what proven workers have sent. Never blocks."""
+        for route, frames in _received(self.workers, WORKER_BUDGET):
+            message = self._parsed(frames, FromWorker)
+            if message is None:
+                continue
+            worker = self._worker_of.get(route)
+            if isinstance(message, Hello):
+                if worker is not None or not self._proves(message):
+                    self._drop("stranger", f"hello as {message.worker!r}")
+                    continue
+                worker = message.worker
+                self._worker_of[route] = worker
+                self._route_of[worker] = route
+            elif worker is None:
+                self._drop("stranger", f"{type(message).__name__} before any hello")
+                continue
+            yield worker, message
+
+    def _proves(self, hello: Hello) -> bool:
+        token = self._tokens.get(hello.worker)
+        if token is None or hello.worker in self._route_of:
+            return False
+        return hmac.compare_digest(token.encode(), hello.token.encode())
+
+    def to_worker(self, worker: str, message: ToWorker) -> bool:
+        """Send to one worker; False when it can't be reached. Never blocks."""
+        route = self._route_of.get(worker)
+        return route is not None and self._sent(self.workers, route, encode(message))
+
+    # --- the command line ------------------------------------------------------------------------
+
+    def from_clients(self) -> Iterator[tuple[bytes, Any]]:
+        """Yield (client, request). Never blocks."""
+        for route, frames in _received(self.clients, CLIENT_BUDGET):
+            message = self._parsed(frames, FromClient)
+            if message is not None:
+                yield route, message
+
+    def to_client(self, client: bytes, message: ToClient) -> bool:
+        """Answer one client; False when it has gone or does not read. Never blocks."""
+        return self._sent(self.clients, client, encode(message))
+
+    # --- both ------------------------------------------------------------------------------------
+
+    def _parsed(self, frames: list[bytes], kind: Any) -> Any:
+        if len(frames) != 1:
+            self._drop("malformed", f"{len(frames)} frames instead of one")
+            return None
+        try:
+            return decode(frames[0], kind)
+        except WireError as exc:
+            self._drop("malformed", str(exc))
+            return None
+
+    def _sent(self, router: zmq.Socket[bytes], route: bytes, frame: bytes) -> bool:
+        try:
+            router.send_multipart([route, frame], zmq.DONTWAIT)
+        except zmq.ZMQError as exc:
+            if exc.errno not in {zmq.EHOSTUNREACH, zmq.EAGAIN}:
+                raise
+            return False
+        return True
+
+    def _drop(self, reason: str, detail: str) -> None:
+        self._drops[reason] += 1
+        self._on_drop(reason, detail, self._drops[reason])
+
+    def close(self) -> None:
+        """Close both sockets; the last answers get a moment to leave."""
+        self.workers.close(linger=0)
+        self.clients.close(linger=FAREWELL_MS)
+        self._context.term()
+
+
+def _received(router: zmq.Socket[bytes], budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+    for _ in range(budget):
+        try:
+            route, *frames = router.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return
+        yield route, frames

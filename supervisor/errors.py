@@ -1,0 +1,78 @@
+"""The supervisor's errors, by whose fault they are. A leaf: it imports nothing of ours."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyRunningError",
+    "ConfigError",
+    "InvariantError",
+    "NoSupervisorError",
+    "Problem",
+    "SpawnError",
+    "SupervisorError",
+    "UsageError",
+    "WireError",
+]
+
+from dataclasses import dataclass
+
+
+class SupervisorError(Exception):
+    """What a user is shown as one sentence, and the exit code that goes with it."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a configuration file: where, what, and the remedy."""
+
+    key: str
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        """Read as `line 7: workers.jobs.cuont: unknown key; did you mean "count"?`."""
+        place = f"line {self.line}: " if self.line is not None else ""
+        return f"{place}{self.key}: {self.message}" if self.key else f"{place}{self.message}"
+
+
+class ConfigError(SupervisorError):
+    """The operator's configuration is wrong, missing or unreadable. Holds every problem."""
+
+    exit_code = 78
+
+    def __init__(self, source: str, problems: list[Problem]) -> None:
+        self.source = source
+        self.problems = problems
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+class UsageError(SupervisorError):
+    """The command line is wrong, or names a group or worker that does not exist."""
+
+    exit_code = 2
+
+
+class NoSupervisorError(SupervisorError):
+    """No supervisor answers under that name."""
+
+    exit_code = 69
+
+
+class AlreadyRunningError(SupervisorError):
+    """A supervisor already runs under that name."""
+
+    exit_code = 69
+
+
+class SpawnError(SupervisorError):
+    """The operating system refused a process, a descriptor or a socket."""
+
+
+class WireError(SupervisorError):
+    """A peer sent what this version does not understand. Never fatal: counted and dropped."""
+
+
+class InvariantError(SupervisorError):
+    """A bug of ours. Crashes loudly, because a wrong ledger is worse than none."""

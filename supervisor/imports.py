@@ -1,0 +1,241 @@
+"""What `supervisor check` says about entry points: is the module there, and does it import?
+
+The first is answered without importing anything of the user's, not even a parent package. The
+second is answered by a process of its own, with a deadline: what it breaks or leaves running goes
+with it. Nothing here is used while a supervisor runs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check_entry_points", "check_imports"]
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
+
+from supervisor.config import GroupSettings, Settings
+from supervisor.config.values import did_you_mean
+from supervisor.errors import Problem, SpawnError
+
+MAX_ANSWER = 1 << 16  # bytes; honest answers are clipped to a fraction of it
+MAX_MESSAGE = 500  # characters of an exception's message: one line is to be read, not a page
+
+
+# --- without importing -------------------------------------------------------------------------
+
+
+def check_entry_points(settings: Settings) -> list[Problem]:
+    """Return a problem for each group whose `run` names a module that is not there.
+
+    Looks where its workers will look: in `path`, then on this interpreter's own path.
+    """
+    importlib.invalidate_caches()  # a file may be younger than the listing of its folder
+    problems = []
+    for group in settings.groups.values():
+        fault = _missing(_module(group), settings.supervisor.path)
+        if fault:
+            problems.append(settings.problem(("workers", group.name, "run"), fault))
+    return problems
+
+
+def _module(group: GroupSettings) -> str:
+    return group.run.partition(":")[0]
+
+
+def _missing(module: str, own: Sequence[str]) -> str:
+    """Return why there is no such module; "" when there is one."""
+    top, *parts = module.split(".")
+    everywhere = [*own, *sys.path]
+    spec = _find(top, everywhere, is_top=True)
+    if spec is None:
+        return (
+            f'module "{top}" is neither in path ({", ".join(own)}) nor installed'
+            f"{did_you_mean(top, _modules(everywhere))}"
+        )
+    name = top
+    for part in parts:
+        inside = spec.submodule_search_locations
+        if inside is None:
+            return f'there is no module "{module}": "{name}" is a module and not a package'
+        spec = _find(f"{name}.{part}", inside, is_top=False)
+        if spec is None:
+            hint = did_you_mean(part, _modules(inside))
+            return f'there is no module "{module}": package "{name}" has no "{part}"{hint}'
+        name = f"{name}.{part}"
+    return "" if spec.loader else f'"{module}" is a folder without code (no __init__.py)'
+
+
+def _find(name: str, path: Sequence[str], *, is_top: bool) -> ModuleSpec | None:
+    """Find a module as an import would; importlib.util.find_spec imports the parent packages."""
+    for finder in sys.meta_path:
+        if finder is PathFinder:
+            spec = _find_on_path(name, path)
+        else:
+            try:
+                spec = finder.find_spec(name, None if is_top else path)
+            except Exception:  # somebody's own finder, in want of a parent that is not imported
+                spec = None
+        if spec is not None:
+            return spec
+    return None
+
+
+def _find_on_path(name: str, path: Sequence[str]) -> ModuleSpec | None:
+    """Do what PathFinder does, which for a namespace package insists on an imported parent."""
+    portions: list[str] = []
+    for entry in path:
+        finder = pkgutil.get_importer(entry or ".")
+        spec = finder.find_spec(name) if finder is not None else None
+        if spec is not None and spec.loader is not None:
+            return spec
+        if spec is not None:
+            portions += spec.submodule_search_locations or ()
+    if not portions:
+        return None
+    namespace = ModuleSpec(name, None, is_package=True)
+    namespace.submodule_search_locations = portions
+    return namespace
+
+
+def _modules(path: Sequence[str]) -> list[str]:
+    return [each.name for each in pkgutil.iter_modules(path)]
+
+
+# --- by importing ------------------------------------------------------------------------------
+
+
+def check_imports(settings: Settings, *, timeout: float) -> list[Problem]:
+    """Import every group's entry point in a process of its own; return what failed, and where.
+
+    Each has `timeout` seconds, and the group's `env`. Its process is gone, with all it started in
+    its process group, when this returns.
+
+    Raises:
+        SpawnError: the operating system refuses a process.
+    """
+    problems = []
+    for group in settings.groups.values():
+        fault = _try_import(group, settings.supervisor.path, timeout)
+        if fault:
+            problems.append(settings.problem(("workers", group.name, "run"), fault))
+    return problems
+
+
+def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> str:
+    """Return why the entry point does not import; "" when it does."""
+    import multiprocess  # noqa: PLC0415  30 ms that only `check --import` needs
+
+    context = multiprocess.get_context("spawn")
+    deadline = time.monotonic() + timeout
+    answers, answer = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(answer, group.run, tuple(path), group.env))
+    with answers:
+        try:
+            process.start()
+        except OSError as exc:
+            raise SpawnError(f"no process to import {group.run}: {exc.strerror}") from exc
+        finally:
+            answer.close()
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            _wait((answers.fileno(), pidfd), deadline)
+            told = _received(answers)
+            # Without an answer it has died, or closed its descriptors and is about to die.
+            has_ended = told is None and _wait((pidfd,), deadline)
+        finally:
+            _kill(process)
+            os.close(pidfd)
+        if told is not None:
+            return told
+        what = f'importing "{_module(group)}"'
+        if not has_ended:
+            return f"{what} had not ended after {timeout:g} s"
+        code = process.exitcode
+        end = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return f"{what} ended the process ({end})"
+
+
+def _wait(fds: Sequence[int], deadline: float) -> bool:
+    """Wait until one can be read; False: the deadline came first."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
+
+def _received(answers: Any) -> str | None:
+    """Return the child's answer, None where there is none. It is text: nothing is unpickled."""
+    try:
+        if answers.poll(0):
+            return str(json.loads(answers.recv_bytes(MAX_ANSWER)))
+    except (EOFError, OSError, ValueError):  # gone, or user code has written to our pipe
+        pass
+    return None
+
+
+def _kill(process: Any) -> None:
+    """End the child and its process group. Its pid cannot be another's: it is not reaped yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it may not have made its group yet
+    process.join()
+
+
+def _answer(answer: Any, run: str, path: Sequence[str], env: Mapping[str, str]) -> None:
+    """Import `run`, in the child, and say what came of it: "" for nothing to complain of."""
+    os.setpgid(0, 0)
+    os.environ.update(env)
+    sys.path[:0] = [folder for folder in path if folder not in sys.path]
+    try:
+        told = _fault(run)
+    except BaseException as exc:  # noqa: BLE001  whatever user code raises is the answer
+        told = f'importing "{run.partition(":")[0]}" failed: {_described(exc, path)}'
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # user code may have closed or replaced them
+            stream.flush()
+    answer.send_bytes(json.dumps(told).encode())
+
+
+def _fault(run: str) -> str:
+    module, _, names = run.partition(":")
+    found: Any = importlib.import_module(module)
+    where = f'module "{module}"'
+    for name in names.split("."):
+        if not hasattr(found, name):
+            return f'{where} has no "{name}"{did_you_mean(name, dir(found))}'
+        found = getattr(found, name)
+        where = f'"{name}"'
+    return "" if callable(found) else f'"{run}" cannot be called: it is a {type(found).__name__}'
+
+
+def _described(exc: BaseException, path: Sequence[str]) -> str:
+    """Return the last line of the traceback, and the user's own line that led to it."""
+    lines = traceback.format_exception_only(exc)
+    headline = next((line for line in lines if not line.startswith(" ")), lines[-1])
+    text = " ".join(headline.split())
+    text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
+    places = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(exc.__traceback__)
+        if frame.f_code.co_filename != __file__ and "importlib" not in frame.f_code.co_filename
+    ]
+    if isinstance(exc, SyntaxError) and exc.filename:
+        places.append((exc.filename, exc.lineno or 0))
+    own = [place for place in places if _is_under(place[0], path)] or places
+    return f"{text} ({own[-1][0]}, line {own[-1][1]})" if own else text
+
+
+def _is_under(file: str, path: Sequence[str]) -> bool:
+    """Tell whether a file is the user's: in `path`, and not in a virtual environment there."""
+    inside = any(file.startswith(folder.rstrip("/") + "/") for folder in path)
+    return inside and "/site-packages/" not in file

@@ -1,0 +1,48 @@
+"""The journal: the last life-cycle events, numbered, for whoever follows.
+
+Followers pull. A slow one costs nothing but its place: when the ring has gone on without it, the
+numbers tell how many events it has missed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Journal"]
+
+from collections import deque
+from itertools import islice
+from typing import Any
+
+from supervisor.protocol import EventBatch
+
+CAPACITY = 10_000
+
+
+class Journal:
+    """A ring of events. Numbers start at 1 and are never used again."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._ring: deque[dict[str, Any]] = deque(maxlen=capacity)
+        self._last = 0
+        self.ended = False  # the last event of all, supervisor.stopped, is in
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Add one event, already complete with its time."""
+        self._ring.append(event)
+        self._last += 1
+
+    @property
+    def last(self) -> int:
+        """The number of the newest event, 0 when there is none."""
+        return self._last
+
+    def after(self, number: int, limit: int) -> EventBatch:
+        """Return at most `limit` events that came after event `number`, oldest first."""
+        number = max(0, min(number, self._last))
+        oldest = self._last - len(self._ring)  # the number before the oldest one that is left
+        missed = max(0, oldest - number)
+        start = max(number, oldest) - oldest
+        events = list(islice(self._ring, start, start + limit))
+        last = oldest + start + len(events)
+        return EventBatch(
+            events=events, last=last, missed=missed, ended=self.ended and last == self._last
+        )

@@ -1,0 +1,95 @@
+"""Launching a template's interpreter: the first thing that a start does.
+
+It takes a tenth of a second until an interpreter has imported what every worker needs, so it is
+started before the configuration is read, and this module imports next to nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CONTROL_FD", "MAX_FRAME", "Template", "launch_template"]
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from typing import TYPE_CHECKING
+
+from supervisor.errors import SpawnError
+
+if TYPE_CHECKING:
+    from supervisor.processes import Recipe
+
+CONTROL_FD = 3  # where the template finds its socket
+MAX_FRAME = 1 << 20  # bytes of one message to or from a template
+# What systemd tells the supervisor is not for workers: none may speak for it.
+_PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+
+
+class Template:
+    """One template process, as its supervisor knows it.
+
+    Attributes:
+        recipe: what it was told to import; None while it is launched in advance.
+        loaded: it has imported that, and forks.
+        waiting: forks that were asked for before that: worker and frame.
+        outbox: frames that its socket could not take yet, each with a descriptor or -1.
+    """
+
+    __slots__ = ("control", "loaded", "outbox", "pid", "pidfd", "recipe", "waiting")
+
+    def __init__(self, pid: int, control: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.control = control
+        self.recipe: Recipe | None = None
+        self.loaded = False
+        self.waiting: list[tuple[str, bytes]] = []
+        self.outbox: deque[tuple[bytes, int]] = deque()
+
+
+def launch_template() -> Template:
+    """Start a template's interpreter and return at once. It imports nothing of the user's yet.
+
+    Raises:
+        SpawnError: the operating system refused the process.
+    """
+    _inherit_nothing()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_FRAME)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(_PRIVATE_ENVIRONMENT)
+        }
+        pid = os.posix_spawn(
+            sys.executable,
+            # -P: the folder where the supervisor was started is not a place for modules.
+            [sys.executable, "-P", "-c", "from workers.template import main; main()"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
+            ],
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP},
+        )
+    except OSError as exc:
+        ours.close()
+        raise SpawnError(f"the template process could not be started: {exc.strerror}") from exc
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return Template(pid, ours)
+
+
+def _inherit_nothing() -> None:
+    """Keep for ourselves what our own parent has left open."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:  # noqa: PLR2004
+            with contextlib.suppress(OSError):  # the listing's own has gone by now
+                os.set_inheritable(int(name), False)

@@ -1,0 +1,519 @@
+"""The loop: poll -> event -> core.handle -> run actions. Owns every socket, descriptor and clock.
+
+It decides nothing. What has happened goes to the fleet as an event with the time, what the fleet
+answers is carried out in order, and an action that fails comes back as an event.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Supervisor"]
+
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import structlog
+import zmq
+
+from supervisor import log, protocol
+from supervisor.config import GroupSettings, Settings
+from supervisor.control import Control, RuntimeDir
+from supervisor.core import actions as ac
+from supervisor.core import events as ev
+from supervisor.core.fleet import Fleet, GroupSpec, WorkerSnapshot
+from supervisor.errors import SpawnError
+from supervisor.journal import CAPACITY, Journal
+from supervisor.launch import Template
+from supervisor.processes import Processes, Recipe, TemplateDied, TemplateTainted
+from supervisor.signals import Signals
+
+# Workers answer an inquiry from their link's thread, in a millisecond; one that holds the
+# interpreter lock is shown with what it said last.
+INQUIRY_DUE = 0.25
+FOLLOWERS_DUE = 0.5  # how long the end waits for followers that are still reading
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+_LEVELS = {
+    "worker.killed": "error",
+    "worker.failed": "error",
+    "worker.hung": "error",
+    "group.failed": "error",
+    "pool.leak": "warning",
+    "reload.rejected": "error",
+}
+
+
+@dataclass(slots=True)
+class _Inquiry:
+    """A status that waits for the workers' reports."""
+
+    client: bytes | None  # None: the log
+    waiting: set[str]
+    due: float
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a worker has last reported."""
+
+    report: protocol.Report | None = None
+    dump_wanted: bool = False
+
+
+class Supervisor:
+    """One supervisor, from its first worker to its last.
+
+    Args:
+        settings: the configuration.
+        spare: a template that was launched while the configuration was read.
+        on_ready: called once, when every group is ready for the first time.
+        on_finish: called once, with how each worker came through the stop.
+
+    Raises:
+        AlreadyRunningError: a supervisor of this name runs.
+        ConfigError: `runtime_dir` cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spare: Template | None,
+        *,
+        on_ready: Callable[[], None],
+        on_finish: Callable[[ac.Finish], None],
+    ) -> None:
+        self._settings = settings
+        self._on_ready = on_ready
+        self._on_finish = on_finish
+        self._log = structlog.get_logger()
+        runtime_dir = Path(settings.supervisor.runtime_dir)
+        self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
+        self._signals = Signals()
+        self._processes = Processes(spare)
+        self._control = Control(runtime_dir, self._dropped)
+        self._journal = Journal()
+        self._fleet = Fleet(
+            tuple(_group_spec(name, group) for name, group in settings.groups.items()),
+            grace=settings.supervisor.grace,
+            abort_margin=settings.supervisor.abort_margin,
+            draw=random.random,
+        )
+        self._recipes = {name: self._recipe(group) for name, group in settings.groups.items()}
+        self._started = log.timestamp()
+        self._known: dict[str, _Known] = {}
+        self._inquiries: dict[int, _Inquiry] = {}
+        self._serial = 0
+        self._followers: dict[bytes, int] = {}  # who waits for events after which number
+        self._stop_signals: set[signal.Signals] = set()
+        self._finish: ac.Finish | None = None
+
+    def run(self) -> int:
+        """Run until every worker is accounted for; return the exit code."""
+        poller = zmq.Poller()
+        for readable in (self._control.workers, self._control.clients):
+            poller.register(readable, zmq.POLLIN)
+        for descriptor in (self._processes.fileno(), self._signals.fileno()):
+            poller.register(descriptor, zmq.POLLIN)
+        self._carry_out(self._fleet.start(time.monotonic()))
+        while self._finish is None:
+            ready = dict(poller.poll(self._poll_timeout()))
+            self._turn(ready)
+        self._farewell()
+        return self._finish.exit_code
+
+    # --- one turn ------------------------------------------------------------------------------
+
+    def _poll_timeout(self) -> int | None:
+        dues = [due.due for due in self._inquiries.values()]
+        dues += [
+            due
+            for due in (self._fleet.next_deadline(), self._processes.next_deadline())
+            if due is not None
+        ]
+        if not dues:
+            return None
+        # Rounded up: a turn that comes too early would find nothing due, and spin.
+        return max(0, int((min(dues) - time.monotonic()) * 1000) + 1)
+
+    def _turn(self, ready: dict[Any, int]) -> None:
+        # Processes come first: a worker's birth lies before its hello, its last words before its end.
+        for report in self._processes.reports(time.monotonic()):
+            self._process_report(report)
+        if self._control.workers in ready:
+            for worker, message in self._control.from_workers():
+                self._worker_message(worker, message)
+        if self._signals.fileno() in ready:
+            self._take_signals()
+        if self._control.clients in ready:
+            for client, request in self._control.from_clients():
+                self._client_request(client, request)
+        self._handle(ev.TimePassed())
+        self._answer_inquiries(time.monotonic())
+        self._feed_followers()
+
+    def _handle(self, event: ev.Event) -> None:
+        self._carry_out(self._fleet.handle(event, time.monotonic()))
+
+    # --- what has happened ---------------------------------------------------------------------
+
+    def _process_report(self, report: Any) -> None:
+        match report:
+            case TemplateTainted():
+                self._log.warning(
+                    "template.tainted",
+                    entry_point=report.entry_point,
+                    found=list(report.found),
+                    effect="a fork would lose it, so its workers import for themselves",
+                )
+            case TemplateDied():
+                self._log.warning("template.died", pid=report.pid, how=report.how)
+            case ev.StacksTaken():
+                known = self._known.get(report.worker)
+                if known is not None and known.dump_wanted:
+                    known.dump_wanted = False
+                    self._log.info(
+                        "worker.stacks",
+                        worker=report.worker,
+                        stacks=report.stacks,
+                        missing=report.missing,
+                    )
+                self._handle(report)
+            case _:
+                self._handle(report)
+
+    def _worker_message(self, worker: str, message: Any) -> None:
+        match message:
+            case protocol.Hello():
+                if message.pid != self._processes.pid_of(worker):
+                    self._control.forget(worker)
+                    self._dropped("liar", f"{worker} says that its pid is {message.pid}", 1)
+                else:
+                    self._handle(ev.WorkerRegistered(worker))
+            case protocol.Ready():
+                self._handle(ev.WorkerReady(worker))
+            case protocol.Acknowledged():
+                self._handle(ev.WorkerAcknowledged(worker))
+            case protocol.Failed():
+                self._handle(ev.WorkerFailed(worker, message.error, message.traceback))
+            case protocol.Drained():
+                reports = {
+                    name: protocol.to_builtins(report) for name, report in message.reports.items()
+                }
+                self._handle(ev.WorkerDrained(worker, reports))
+                self._control.to_worker(worker, protocol.Farewell())
+            case protocol.Report():
+                self._reported(worker, message)
+            case protocol.LeakFound():
+                self._leak_found(worker, message)
+            case _:
+                assert_never(message)
+
+    def _leak_found(self, worker: str, leak: protocol.LeakFound) -> None:
+        found = self._fleet.worker_of(worker)
+        if found is not None:
+            self._announce(
+                ac.Announce(
+                    "pool.leak",
+                    {
+                        "worker": worker,
+                        "group": found.group,
+                        "pid": found.pid,
+                        "generation": found.generation,
+                        "pool": leak.pool,
+                        "held_seconds": round(leak.held_seconds, 3),
+                        "thread": leak.thread,
+                        "stack": leak.stack,
+                    },
+                )
+            )
+
+    def _take_signals(self) -> None:
+        for number in self._signals.take():
+            match number:
+                case signal.SIGTERM | signal.SIGINT:
+                    if number in self._stop_signals:
+                        self._handle(ev.StopNowRequested(f"{number.name} again"))
+                    else:
+                        self._stop_signals.add(number)
+                        self._handle(ev.StopRequested(number.name))
+                case signal.SIGQUIT:
+                    self._handle(ev.StopNowRequested("SIGQUIT"))
+                case signal.SIGHUP:
+                    self._announce(
+                        ac.Announce("reload.rejected", {"reason": "reload is not yet supported"})
+                    )
+                case signal.SIGUSR1:
+                    self._inquire(None)
+                case signal.SIGUSR2:
+                    self._dump_all()
+                case _:  # SIGCHLD
+                    self._processes.reap_strangers()
+
+    def _dump_all(self) -> None:
+        for worker in self._fleet.snapshot().workers:
+            self._known[worker.id].dump_wanted = True
+            answer = self._processes.take_stacks(worker.id, time.monotonic())
+            if answer is not None:
+                self._process_report(answer)
+
+    # --- the command line ------------------------------------------------------------------------
+
+    def _client_request(self, client: bytes, request: Any) -> None:
+        match request:
+            case protocol.GetStatus():
+                self._inquire(client)
+            case protocol.FetchEvents():
+                if request.follow and self._journal.last <= request.after:
+                    self._followers[client] = request.after
+                else:
+                    batch = self._journal.after(request.after, min(request.limit, CAPACITY))
+                    self._control.to_client(client, batch)
+            case protocol.Stop():
+                if request.now:
+                    self._handle(ev.StopNowRequested("supervisor stop --now"))
+                else:
+                    self._handle(ev.StopRequested("supervisor stop", request.grace))
+                deadline = self._fleet.snapshot().deadline or time.monotonic()
+                self._control.to_client(client, protocol.Stopping(os.getpid(), deadline))
+            case _:
+                assert_never(request)
+
+    def _feed_followers(self) -> None:
+        for client, after in list(self._followers.items()):
+            if self._journal.last > after:
+                del self._followers[client]
+                self._control.to_client(client, self._journal.after(after, CAPACITY))
+
+    # --- status ----------------------------------------------------------------------------------
+
+    def _inquire(self, client: bytes | None) -> None:
+        """Ask every ready worker what it has in hand, then answer; the silent are not waited for."""
+        self._serial += 1
+        asked = {
+            worker.id
+            for worker in self._fleet.snapshot().workers
+            if self._control.to_worker(worker.id, protocol.Inquire(self._serial))
+        }
+        due = time.monotonic() + (INQUIRY_DUE if asked else 0.0)
+        self._inquiries[self._serial] = _Inquiry(client, asked, due)
+
+    def _reported(self, worker: str, report: protocol.Report) -> None:
+        known = self._known.get(worker)
+        if known is not None:
+            known.report = report
+        inquiry = self._inquiries.get(report.number)
+        if inquiry is not None:
+            inquiry.waiting.discard(worker)
+
+    def _answer_inquiries(self, now: float) -> None:
+        for number, inquiry in list(self._inquiries.items()):
+            if not inquiry.waiting or inquiry.due <= now:
+                del self._inquiries[number]
+                status = self._status(now)
+                if inquiry.client is None:
+                    self._log.info("supervisor.status", **status)
+                else:
+                    self._control.to_client(inquiry.client, protocol.Answer(status))
+
+    def _status(self, now: float) -> dict[str, Any]:
+        fleet = self._fleet.snapshot()
+        return {
+            "name": self._settings.supervisor.name,
+            "pid": os.getpid(),
+            "state": fleet.state,
+            "generation": fleet.generation,
+            "started": self._started,
+            "deadline_in_seconds": (
+                None if fleet.deadline is None else round(fleet.deadline - now, 3)
+            ),
+            "outstanding": list(fleet.outstanding) if fleet.deadline is not None else [],
+            "groups": {
+                group.name: {
+                    "count": group.count,
+                    "ready": group.ready,
+                    "state": group.state,
+                    "restarts": group.restarts,
+                    "failure": group.failure,
+                    "next_restart_in_seconds": (
+                        None
+                        if group.next_restart is None
+                        else round(max(0.0, group.next_restart - now), 3)
+                    ),
+                }
+                for group in fleet.groups
+            },
+            "workers": [self._worker_status(worker, now) for worker in fleet.workers],
+            "budgets": {},
+        }
+
+    def _worker_status(self, worker: WorkerSnapshot, now: float) -> dict[str, Any]:
+        known = self._known.get(worker.id)
+        report = known.report if known is not None else None
+        return {
+            "id": worker.id,
+            "group": worker.group,
+            "pid": worker.pid,
+            "generation": worker.generation,
+            "state": worker.state,
+            "ready": worker.ready,
+            "in_flight": report.in_flight if report else 0,
+            "jobs_done": report.jobs_done if report else 0,
+            "jobs_failed": report.jobs_failed if report else 0,
+            "restarts": worker.restarts,
+            "uptime_seconds": round(now - worker.spawned_at, 3),
+            "rss_bytes": _rss(worker.pid),
+            "pools": protocol.to_builtins(report.pools) if report else {},
+        }
+
+    # --- what to do ------------------------------------------------------------------------------
+
+    def _carry_out(self, actions: list[ac.Action]) -> None:
+        for action in actions:
+            match action:
+                case ac.Spawn():
+                    self._spawn(action)
+                case ac.SendCancel():
+                    self._control.to_worker(
+                        action.worker,
+                        protocol.Cancel(action.deadline, action.abort_at, action.cause),
+                    )
+                case ac.Terminate():
+                    self._processes.terminate(action.worker)
+                case ac.TakeStacks():
+                    answer = self._processes.take_stacks(action.worker, time.monotonic())
+                    if answer is not None:
+                        self._handle(answer)
+                case ac.Kill():
+                    self._processes.kill(action.worker)
+                case ac.Announce():
+                    self._announce(action)
+                case ac.Finish():
+                    self._finish = action
+                case _:
+                    assert_never(action)
+
+    def _spawn(self, action: ac.Spawn) -> None:
+        group = self._settings.groups[action.group]
+        recipe = self._recipes[action.group]
+        token = secrets.token_hex(16)
+        assignment = protocol.Assignment(
+            worker=action.worker,
+            group=action.group,
+            generation=action.generation,
+            token=token,
+            supervisor=self._settings.supervisor.name,
+            supervisor_pid=os.getpid(),
+            endpoint=self._control.workers_endpoint,
+            run=group.run,
+            grace=self._settings.supervisor.grace,
+            abort_margin=self._settings.supervisor.abort_margin,
+            options=dict(group.options),
+            pools={name: _pool(self._settings, name) for name in group.pools},
+            log_format=self._settings.log.format,
+            log_level=self._settings.log.level,
+        )
+        self._known[action.worker] = _Known()
+        self._control.expect(action.worker, token)
+        try:
+            self._processes.spawn(action.worker, recipe, protocol.Fork(assignment))
+        except SpawnError as exc:
+            self._handle(ev.WorkerNotBorn(action.worker, str(exc)))
+
+    def _announce(self, announce: ac.Announce) -> None:
+        """Put an event into the journal, and into the log as one line."""
+        event = {"time": log.timestamp(), "event": announce.event, **announce.fields}
+        self._journal.append(event)
+        level = _LEVELS.get(announce.event, "info")
+        getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
+        match announce.event:
+            case "worker.exited":
+                self._forget(announce.fields["worker"])
+            case "supervisor.ready":
+                self._on_ready()
+            case _:
+                pass
+
+    def _forget(self, worker: str) -> None:
+        self._control.forget(worker)
+        self._known.pop(worker, None)
+        for inquiry in self._inquiries.values():
+            inquiry.waiting.discard(worker)
+
+    def _dropped(self, reason: str, detail: str, times: int) -> None:
+        """Log what the control sockets drop: the first of a kind, then ever more seldom."""
+        if times & (times - 1) == 0:
+            self._log.warning("control.dropped", reason=reason, detail=detail, times=times)
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def _farewell(self) -> None:
+        assert self._finish is not None
+        self._journal.ended = True
+        self._feed_followers()
+        self._on_finish(self._finish)
+        self._processes.close()
+        self._control.close()
+        self._runtime_dir.release()
+
+    # --- settings ----------------------------------------------------------------------------------
+
+    def _recipe(self, group: GroupSettings) -> Recipe:
+        settings = self._settings
+        sharing = [other for other in settings.groups.values() if other.env == group.env]
+        return Recipe(
+            name=settings.supervisor.name,
+            generation=1,
+            path=settings.supervisor.path,
+            env=tuple(sorted(group.env.items())),
+            entry_points=tuple(dict.fromkeys(other.run for other in sharing)),
+            schemes=tuple(
+                sorted(
+                    {
+                        settings.pools[name].url.partition(":")[0]
+                        for other in sharing
+                        for name in other.pools
+                    }
+                )
+            ),
+            grace=settings.supervisor.grace,
+        )
+
+
+def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
+    return GroupSpec(
+        name=name,
+        count=group.count,
+        policy=group.policy,
+        ready_timeout=group.ready_timeout,
+        exit_on_failed=group.on_failed == "exit",
+    )
+
+
+def _pool(settings: Settings, name: str) -> protocol.PoolSettings:
+    pool = settings.pools[name]
+    return protocol.PoolSettings(
+        url=pool.url,
+        max_open=pool.max_open,
+        max_idle=pool.max_idle,
+        max_lifetime=pool.max_lifetime,
+        max_idle_time=pool.max_idle_time,
+        acquire_timeout=pool.acquire_timeout,
+        leak_threshold=pool.leak_threshold,
+    )
+
+
+def _rss(pid: int | None) -> int:
+    """Return resident bytes, 0 for a process that is not there (any more)."""
+    if pid is None:
+        return 0
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * PAGE
+    except (OSError, ValueError, IndexError):
+        return 0

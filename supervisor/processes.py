@@ -1,0 +1,558 @@
+"""Processes: templates, workers, their ends. Owns every pidfd and lifeline; decides nothing.
+
+A worker is known by three descriptors' worth of truth, none of them a pid that could be reused:
+
+    lifeline   a socket pair with the worker: its birth (the kernel names its pid), its last words
+               (stacks, and the number of each signal that it got), its end; and for the worker, ours
+    pidfd      its end and its exit status, at once and exactly
+    group      its process group: what it has started is gone too before it counts as exited
+
+Templates are launched when they are needed and again when they die. The supervisor is a child
+subreaper, so workers forked by a template's midwife become its own children.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Processes", "Recipe", "TemplateDied", "TemplateTainted"]
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from supervisor.core import events as ev
+from supervisor.errors import SpawnError
+from supervisor.launch import MAX_FRAME, Template, launch_template
+
+if TYPE_CHECKING:
+    from supervisor import protocol
+
+# A black box keeps the last words only: a worker that floods it harms nobody.
+MAX_BLACK_BOX = 1 << 18
+# Stacks are complete when the signal's number follows them; where user code has taken that over,
+# they are taken for complete when nothing has come for this long.
+STACKS_QUIET = 0.05
+_CREDENTIALS = struct.Struct("=iII")
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a template imports; workers of equal recipes share one template."""
+
+    name: str
+    generation: int
+    path: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    entry_points: tuple[str, ...]
+    schemes: tuple[str, ...]
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateTainted:
+    """Importing the entry point started what a fork does not survive; its workers import it."""
+
+    entry_point: str
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateDied:
+    """A template has died. Workers are not touched by that."""
+
+    pid: int
+    how: str
+
+
+Report = ev.WorkerEvent | TemplateTainted | TemplateDied
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    """One worker's process, from the request on."""
+
+    worker: str
+    template: Template
+    lifeline: socket.socket
+    theirs: int  # the worker's end, until it is sent; then -1
+    pid: int = 0  # 0: not born
+    pidfd: int = -1
+    black_box: bytearray = field(default_factory=bytearray)
+    dump_from: int = -1  # where in the black box the stacks that were asked for begin
+    dump_due: float | None = None
+    code: int | None = None
+    signal: int | None = None
+    leftovers: dict[int, str] = field(default_factory=dict)  # pidfds of what it left behind
+    left_names: list[str] = field(default_factory=list)
+
+
+class Processes:
+    """All processes of one supervisor. Owned by the loop's thread.
+
+    Args:
+        spare: a template that was launched in advance.
+    """
+
+    def __init__(self, spare: Template | None = None) -> None:
+        _become_subreaper()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callable[[int], Iterator[Report]]] = {}
+        self._spare = spare
+        self._templates: dict[Recipe, Template] = {}
+        self._tainted: dict[str, tuple[str, ...]] = {}  # entry points that templates must not import
+        self._children: dict[str, _Child] = {}
+        if spare is not None:
+            self._watch_template(spare)
+
+    # --- what the loop calls -----------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `reports` has something."""
+        return self._epoll.fileno()
+
+    def spawn(self, worker: str, recipe: Recipe, fork: protocol.Fork) -> None:
+        """Ask for a worker's process. Answered by WorkerBorn or WorkerNotBorn, in every case.
+
+        Raises:
+            SpawnError: the operating system refused a descriptor or a process.
+        """
+        from supervisor.protocol import encode
+
+        template = self._template(recipe)
+        try:
+            lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as exc:
+            raise SpawnError(f"no lifeline for {worker}: {exc.strerror}") from exc
+        lifeline.setblocking(False)
+        lifeline.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        child = _Child(worker, template, lifeline, theirs.detach())
+        self._children[worker] = child
+        self._watch(lifeline.fileno(), lambda _events: self._lifeline_readable(child))
+        frame = encode(fork)
+        if template.loaded:
+            self._send(template, frame, child)
+        else:
+            template.waiting.append((worker, frame))
+
+    def terminate(self, worker: str) -> None:
+        """SIGTERM to the worker itself."""
+        child = self._children.get(worker)
+        if child is not None and child.pidfd >= 0:
+            _signal(child.pidfd, signal.SIGTERM)
+
+    def kill(self, worker: str) -> None:
+        """SIGKILL to the worker and its process group; of an unborn one, to its template."""
+        child = self._children.get(worker)
+        if child is None:
+            return
+        if child.pid:
+            if child.code is None and child.signal is None:
+                _signal(child.pidfd, signal.SIGKILL)
+            _kill_group(child.pid)
+        else:
+            _signal(child.template.pidfd, signal.SIGKILL)
+
+    def take_stacks(self, worker: str, now: float) -> ev.StacksTaken | None:
+        """Ask the worker's process for the stack of every thread, whatever its code is doing.
+
+        Returns:
+            The answer where it is known at once that there are none; else StacksTaken follows.
+        """
+        child = self._children.get(worker)
+        if child is None or not child.pid:
+            return ev.StacksTaken(worker, "", "it has no process")
+        state = _state_of(child.pid)
+        if state in "Tt":
+            return ev.StacksTaken(worker, "", "it is stopped (SIGSTOP), so it can't write any")
+        child.dump_from = len(child.black_box)
+        child.dump_due = now + STACKS_QUIET * 4
+        _signal(child.pidfd, signal.SIGUSR2)
+        return None
+
+    def pid_of(self, worker: str) -> int:
+        """Return the pid that the kernel gave the worker, 0 while it has none."""
+        child = self._children.get(worker)
+        return child.pid if child is not None else 0
+
+    def next_deadline(self) -> float | None:
+        """Return when `reports` wants to be called at the latest."""
+        return min(
+            (child.dump_due for child in self._children.values() if child.dump_due is not None),
+            default=None,
+        )
+
+    def reports(self, now: float) -> Iterator[Report]:
+        """Yield all that has happened to processes. Never blocks."""
+        for fd, events in self._epoll.poll(0):
+            handler = self._watched.get(fd)
+            if handler is not None:
+                yield from handler(events)
+        for child in list(self._children.values()):
+            if child.dump_due is not None and child.dump_due <= now:
+                yield self._stacks(child)
+
+    def reap_strangers(self) -> None:
+        """Reap orphans of workers, which are ours because we are their subreaper."""
+        known = {child.pid for child in self._children.values()}
+        known |= {template.pid for template in self._all_templates()}
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in known:
+                return  # its own pidfd tells of it; the next SIGCHLD comes back here
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+
+    def close(self) -> None:
+        """End the templates and release every descriptor. No worker may be left."""
+        for template in self._all_templates():
+            _signal(template.pidfd, signal.SIGKILL)
+        for template in self._all_templates():
+            os.waitid(os.P_PIDFD, template.pidfd, os.WEXITED)
+            self._drop_template(template)
+        self._epoll.close()
+
+    # --- templates -----------------------------------------------------------------------------
+
+    def _template(self, recipe: Recipe) -> Template:
+        template: Template | None = self._templates.get(recipe)
+        if template is None:
+            if self._spare is not None:
+                template, self._spare = self._spare, None
+            else:
+                template = launch_template()
+                self._watch_template(template)
+            template.recipe = recipe
+            self._templates[recipe] = template
+            self._load(template, recipe)
+        return template
+
+    def _load(self, template: Template, recipe: Recipe) -> None:
+        from supervisor.protocol import Load, encode
+
+        load = Load(
+            name=recipe.name,
+            generation=recipe.generation,
+            path=recipe.path,
+            env=dict(recipe.env),
+            entry_points=tuple(e for e in recipe.entry_points if e not in self._tainted),
+            schemes=recipe.schemes,
+            grace=recipe.grace,
+        )
+        self._send(template, encode(load), None)
+
+    def _watch_template(self, template: Template) -> None:
+        self._watch(template.pidfd, lambda _events: self._template_ended(template))
+        self._watch(
+            template.control.fileno(), lambda events: self._template_speaks(template, events)
+        )
+
+    def _template_speaks(self, template: Template, events: int) -> Iterator[Report]:
+        from supervisor.protocol import FromTemplate, Loaded, decode
+
+        if events & select.EPOLLOUT:
+            self._flush(template)
+        if not events & select.EPOLLIN:
+            return
+        try:
+            frame = template.control.recv(MAX_FRAME)
+        except (BlockingIOError, ConnectionError):
+            return
+        if not frame:
+            return
+        message = decode(frame, FromTemplate)  # type: ignore[arg-type]
+        if isinstance(message, Loaded):
+            template.loaded = True
+            waiting, template.waiting = template.waiting, []
+            for worker, fork in waiting:
+                if (child := self._children.get(worker)) is not None:
+                    self._send(template, fork, child)
+        else:
+            yield TemplateTainted(message.entry_point, message.found)
+            self._tainted[message.entry_point] = message.found
+            self._replace(template)
+
+    def _replace(self, template: Template) -> None:
+        """Let another template take over what this one was asked for."""
+        recipe, waiting = template.recipe, template.waiting
+        assert recipe is not None
+        template.waiting = []
+        del self._templates[recipe]
+        successor = self._template(recipe)
+        successor.waiting = waiting
+        for worker, _ in waiting:
+            if (child := self._children.get(worker)) is not None:
+                child.template = successor
+
+    def _template_ended(self, template: Template) -> Iterator[Report]:
+        ended = os.waitid(os.P_PIDFD, template.pidfd, os.WEXITED | os.WNOHANG)
+        if ended is None:
+            return
+        how = _how(ended)
+        recipe = template.recipe
+        was_loaded = template.loaded
+        retired = recipe is None or self._templates.get(recipe) is not template
+        unsent, template.waiting = template.waiting, []
+        self._drop_template(template)
+        if retired:
+            return
+        yield TemplateDied(template.pid, how)
+        for worker, _ in unsent:
+            child = self._children.pop(worker, None)
+            if child is not None:
+                self._release(child)
+                yield ev.WorkerNotBorn(worker, f"the template ended with {how} in its imports")
+        if was_loaded and recipe is not None:
+            with contextlib.suppress(SpawnError):  # else it is launched with the next worker
+                self._template(recipe)
+
+    def _drop_template(self, template: Template) -> None:
+        if self._spare is template:
+            self._spare = None
+        if template.recipe is not None and self._templates.get(template.recipe) is template:
+            del self._templates[template.recipe]
+        self._unwatch(template.control.fileno())
+        self._unwatch(template.pidfd)
+        template.control.close()
+        os.close(template.pidfd)
+        for _, fd in template.outbox:
+            if fd >= 0:
+                os.close(fd)
+        template.outbox.clear()
+
+    def _all_templates(self) -> list[Template]:
+        spare = [self._spare] if self._spare is not None else []
+        return [*self._templates.values(), *spare]
+
+    def _send(self, template: Template, frame: bytes, child: _Child | None) -> None:
+        fd = -1
+        if child is not None:
+            fd, child.theirs = child.theirs, -1
+        template.outbox.append((frame, fd))
+        self._flush(template)
+
+    def _flush(self, template: Template) -> None:
+        """Send what the template can take now; its own end is told by its pidfd."""
+        while template.outbox:
+            frame, fd = template.outbox[0]
+            try:
+                if fd >= 0:
+                    socket.send_fds(template.control, [frame], [fd])
+                else:
+                    template.control.send(frame)
+            except BlockingIOError:
+                self._epoll.modify(template.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                return
+            except OSError:
+                pass  # it has died, or cannot take this frame: the closed lifeline tells of it
+            template.outbox.popleft()
+            if fd >= 0:
+                os.close(fd)
+        with contextlib.suppress(OSError):
+            self._epoll.modify(template.control.fileno(), select.EPOLLIN)
+
+    # --- workers -------------------------------------------------------------------------------
+
+    def _lifeline_readable(self, child: _Child) -> Iterator[Report]:
+        data, pid = _receive(child.lifeline)
+        if data is None:
+            return
+        if not child.pid:
+            yield from self._first_words(child, data, pid)
+        elif not data:
+            self._unwatch(child.lifeline.fileno())  # its pidfd tells the rest
+        else:
+            yield from self._last_words(child, data)
+
+    def _first_words(self, child: _Child, data: bytes, pid: int) -> Iterator[Report]:
+        if data.startswith(b"+"):
+            child.pid = pid
+            # Exact: it is our own child, and nobody but us can reap it.
+            child.pidfd = os.pidfd_open(pid)
+            self._watch(child.pidfd, lambda _events: self._worker_ended(child))
+            yield ev.WorkerBorn(child.worker, pid)
+            if len(data) > 1:
+                yield from self._last_words(child, data[1:])
+            return
+        del self._children[child.worker]
+        self._release(child)
+        why = data[1:].decode(errors="replace") or "its template or midwife ended before it was born"
+        yield ev.WorkerNotBorn(child.worker, why)
+
+    def _last_words(self, child: _Child, data: bytes) -> Iterator[Report]:
+        if signal.SIGTERM in data:
+            yield ev.WorkerLeaving(child.worker, "SIGTERM from outside")
+        child.black_box += bytes(byte for byte in data if byte >= 32 or byte in b"\n\t")  # noqa: PLR2004
+        if len(child.black_box) > MAX_BLACK_BOX:
+            cut = len(child.black_box) - MAX_BLACK_BOX
+            del child.black_box[:cut]
+            child.dump_from = max(0, child.dump_from - cut)
+        if child.dump_due is not None:
+            child.dump_due = time.monotonic() + STACKS_QUIET
+            if signal.SIGUSR2 in data:
+                yield self._stacks(child)
+
+    def _stacks(self, child: _Child) -> ev.StacksTaken:
+        stacks = child.black_box[child.dump_from :].decode(errors="replace")
+        child.dump_due = None
+        missing = "" if stacks else _why_no_stacks(child.pid)
+        return ev.StacksTaken(child.worker, stacks, missing)
+
+    def _worker_ended(self, child: _Child) -> Iterator[Report]:
+        ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+        if ended is None:
+            return
+        if ended.si_code == os.CLD_EXITED:
+            child.code = ended.si_status
+        else:
+            child.signal = ended.si_status
+        while (words := _receive(child.lifeline)[0]) is not None and words:
+            yield from self._last_words(child, words)
+        child.dump_due = None
+        self._unwatch(child.pidfd)
+        yield from self._when_group_is_empty(child)
+
+    def _when_group_is_empty(self, child: _Child) -> Iterator[Report]:
+        """Report the exit, once nothing is left of the worker's process group.
+
+        What is left is our own child by now (we are its subreaper), or has a living parent in the
+        group: nobody else reaps it, so the group's number can't be reused meanwhile.
+        """
+        if _group_exists(child.pid):
+            for pid, name in _members(child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    pidfd = os.pidfd_open(pid)
+                    child.leftovers[pidfd] = name
+                    child.left_names.append(f"{name} (pid {pid})")
+                    self._watch(pidfd, lambda _e, fd=pidfd: self._leftover_ended(child, fd))  # type: ignore[misc]
+            _kill_group(child.pid)
+        if not child.leftovers:
+            del self._children[child.worker]
+            stacks = child.black_box.decode(errors="replace") if child.signal is not None else ""
+            self._release(child)
+            yield ev.WorkerExited(
+                child.worker, child.code, child.signal, tuple(child.left_names), stacks
+            )
+
+    def _leftover_ended(self, child: _Child, pidfd: int) -> Iterator[Report]:
+        self._unwatch(pidfd)
+        os.close(pidfd)
+        del child.leftovers[pidfd]
+        if not child.leftovers:
+            self.reap_strangers()
+            yield from self._when_group_is_empty(child)
+
+    def _release(self, child: _Child) -> None:
+        self._unwatch(child.lifeline.fileno())
+        child.lifeline.close()
+        for fd in (child.theirs, child.pidfd):
+            if fd >= 0:
+                self._unwatch(fd)
+                os.close(fd)
+
+    # --- descriptors ---------------------------------------------------------------------------
+
+    def _watch(self, fd: int, handler: Callable[[int], Iterator[Report]]) -> None:
+        self._watched[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+
+def _become_subreaper() -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise SpawnError(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
+
+
+def _receive(lifeline: socket.socket) -> tuple[bytes | None, int]:
+    """Return what is there (None: nothing, b"": the end) and the pid of who sent it."""
+    try:
+        data, ancillary, _, _ = lifeline.recvmsg(65536, socket.CMSG_SPACE(_CREDENTIALS.size))
+    except BlockingIOError:
+        return None, 0
+    except ConnectionError:
+        return b"", 0
+    for level, kind, value in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            return data, int(_CREDENTIALS.unpack(value)[0])
+    return data, 0
+
+
+def _signal(pidfd: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _kill_group(pgid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
+
+
+def _group_exists(pgid: int) -> bool:
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _members(pgid: int) -> Iterator[tuple[int, str]]:
+    """Yield pid and name of each living member of a process group."""
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with contextlib.suppress(OSError, ValueError):
+                name, state, group = _stat(int(entry))
+                if group == pgid and state not in "ZX":
+                    yield int(entry), name
+
+
+def _stat(pid: int) -> tuple[str, str, int]:
+    """Return name, state letter and process group, as proc(5) has them."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        text = file.read()
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    state, _, group, *_ = rest.split(maxsplit=3)
+    return name, state, int(group)
+
+
+def _state_of(pid: int) -> str:
+    try:
+        return _stat(pid)[1]
+    except (OSError, ValueError):
+        return "X"
+
+
+_STATES = {
+    "D": "it is in an uninterruptible system call (state D)",
+    "T": "it is stopped (SIGSTOP)",
+    "t": "it is stopped by a debugger",
+    "Z": "it has ended",
+    "X": "it has ended",
+}
+
+
+def _why_no_stacks(pid: int) -> str:
+    return _STATES.get(_state_of(pid), "it wrote none: its SIGUSR2 is blocked or taken over")
+
+
+def _how(ended: os.waitid_result) -> str:
+    if ended.si_code == os.CLD_EXITED:
+        return f"code {ended.si_status}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(ended.si_status).name
+    return f"signal {ended.si_status}"

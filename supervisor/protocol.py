@@ -1,0 +1,366 @@
+"""The wire: every message between supervisor, template, workers and command line.
+
+Pure: frozen messages, encode, decode, a version. No socket, no clock. The one module that both
+sides share. Bytes from a peer are never trusted: `decode` raises WireError for whatever is not
+exactly a known message of this version, and nothing else.
+
+Two encodings: msgpack between processes of one version, JSON where people may look (the command
+line). Deadlines are absolute CLOCK_MONOTONIC seconds: one clock for all processes of a host.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "VERSION",
+    "Acknowledged",
+    "Answer",
+    "Assignment",
+    "Cancel",
+    "CloseReport",
+    "Drained",
+    "EventBatch",
+    "Failed",
+    "Farewell",
+    "FetchEvents",
+    "Fork",
+    "FromClient",
+    "FromTemplate",
+    "FromWorker",
+    "GetStatus",
+    "Hello",
+    "Inquire",
+    "Leak",
+    "LeakFound",
+    "Load",
+    "Loaded",
+    "PoolSettings",
+    "PoolStats",
+    "Ready",
+    "Refused",
+    "Report",
+    "Stop",
+    "Stopping",
+    "ToClient",
+    "ToTemplate",
+    "ToWorker",
+    "Unloadable",
+    "decode",
+    "encode",
+    "to_builtins",
+]
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from supervisor.errors import WireError
+
+VERSION = 1
+_MAGIC = b"ackvisor/%d " % VERSION
+
+# A worker's largest honest message is a traceback or a set of close reports. What is larger is a
+# worker gone mad, and is dropped before it is parsed.
+MAX_BYTES = 1 << 20
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages: immutable, told apart by a tag, strict about fields."""
+
+
+# --- what both sides know of pools -------------------------------------------------------------
+
+
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one pool as configured; durations in seconds, 0 meaning off."""
+
+    url: str
+    max_open: int = 10
+    max_idle: int = 10
+    max_lifetime: float = 1800.0
+    max_idle_time: float = 600.0
+    acquire_timeout: float = 3.0
+    leak_threshold: float = 5.0
+
+
+class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One pool's figures at one moment, in the words of Go's `database/sql.DBStats`."""
+
+    max_open: int = 0
+    open: int = 0
+    in_use: int = 0
+    idle: int = 0
+    waiting: int = 0
+    wait_count: int = 0
+    wait_seconds: float = 0.0
+    max_idle_closed: int = 0
+    max_idle_time_closed: int = 0
+    max_lifetime_closed: int = 0
+    broken_closed: int = 0
+    timeouts: int = 0
+    leaks: int = 0
+
+
+class Leak(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection that was not given back: how long it was held, by whom, taken where."""
+
+    held_seconds: float
+    thread: str
+    stack: str
+
+
+class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What closing a pool came to: closed physically, waited for, never given back."""
+
+    closed: int = 0
+    waited: int = 0
+    leaked: tuple[Leak, ...] = ()
+
+
+# --- supervisor to template --------------------------------------------------------------------
+
+
+class Load(Message):
+    """Import the application: put `path` on sys.path, set `env`, import what workers will need.
+
+    `schemes` are those of the pools' URLs, whose drivers are imported too. `grace` bounds how long
+    workers may live on when the supervisor has died.
+    """
+
+    name: str
+    generation: int
+    path: tuple[str, ...]
+    env: dict[str, str]
+    entry_points: tuple[str, ...]
+    schemes: tuple[str, ...]
+    grace: float
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a new worker is told: who it is, whom it answers, what it runs, with what."""
+
+    worker: str
+    group: str
+    generation: int
+    token: str
+    supervisor: str
+    supervisor_pid: int
+    endpoint: str
+    run: str
+    grace: float
+    abort_margin: float
+    options: dict[str, Any]
+    pools: dict[str, PoolSettings]
+    log_format: str
+    log_level: str
+
+
+class Fork(Message):
+    """Make one worker. Its lifeline (one end of a socket pair) travels beside the message."""
+
+    assignment: Assignment
+
+
+ToTemplate = Load | Fork
+
+# --- template to supervisor --------------------------------------------------------------------
+
+
+class Loaded(Message):
+    """The application is imported (what failed to import, each worker will report itself)."""
+
+    seconds: float
+
+
+class Unloadable(Message):
+    """Importing `entry_point` started threads or opened sockets, which a fork would not survive.
+
+    The template is of no use any more, and ends.
+    """
+
+    entry_point: str
+    found: tuple[str, ...]
+
+
+FromTemplate = Loaded | Unloadable
+
+# --- worker to supervisor ----------------------------------------------------------------------
+
+
+class Hello(Message):
+    """The first message of a worker; the token proves that it is the one that was spawned."""
+
+    worker: str
+    token: str
+    pid: int
+
+
+class Ready(Message):
+    """The worker serves."""
+
+
+class Acknowledged(Message):
+    """Receipt of the cancel with this deadline; draining has begun."""
+
+    deadline: float
+
+
+class Report(Message, kw_only=True):
+    """What a worker has in hand at this moment; the answer to `Inquire`."""
+
+    number: int
+    in_flight: int
+    jobs_done: int
+    jobs_failed: int
+    pools: dict[str, PoolStats]
+
+
+class Failed(Message):
+    """User code raised. The worker drains itself and ends."""
+
+    error: str
+    traceback: str
+
+
+class LeakFound(Message):
+    """A connection has been lent for longer than the pool's `leak_threshold`."""
+
+    pool: str
+    held_seconds: float
+    thread: str
+    stack: str
+
+
+class Drained(Message):
+    """Nothing is in flight any more and the pools are closed: the last message of a worker."""
+
+    reports: dict[str, CloseReport]
+    in_flight: int = 0
+    jobs_done: int = 0
+
+
+FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Failed | Drained
+
+# --- supervisor to worker ----------------------------------------------------------------------
+
+
+class Cancel(Message):
+    """Take no new work; what is in flight is cancelled at `abort_at`; be gone by `deadline`."""
+
+    deadline: float
+    abort_at: float
+    cause: str
+
+
+class Inquire(Message):
+    """Send a `Report` with this number."""
+
+    number: int
+
+
+class Farewell(Message):
+    """Receipt of `Drained`: the worker may exit. So its last words never come after its end."""
+
+
+ToWorker = Cancel | Inquire | Farewell
+
+# --- command line to supervisor ----------------------------------------------------------------
+
+
+class GetStatus(Message):
+    """Ask for the fleet at a glance."""
+
+
+class FetchEvents(Message):
+    """Ask for events after `after`; with `follow` the answer waits until there is one.
+
+    Pulled, not pushed: a client that reads slowly costs the supervisor nothing, and learns from
+    the numbers how many it has missed.
+    """
+
+    after: int
+    follow: bool = False
+    limit: int = 500
+
+
+class Stop(Message):
+    """As SIGTERM, or with `now` as SIGQUIT; `grace` in seconds overrides the configured one."""
+
+    grace: float | None = None
+    now: bool = False
+
+
+FromClient = GetStatus | FetchEvents | Stop
+
+# --- supervisor to command line ----------------------------------------------------------------
+
+
+class Answer(Message):
+    """What was asked for, as plain data."""
+
+    data: dict[str, Any]
+
+
+class EventBatch(Message):
+    """Events, oldest first; `last` is the number of the newest one, `missed` fell off the ring.
+
+    `ended` says that `supervisor.stopped` has been delivered: nothing will follow.
+    """
+
+    events: list[dict[str, Any]]
+    last: int
+    missed: int = 0
+    ended: bool = False
+
+
+class Stopping(Message):
+    """The stop has begun; `pid` is the process whose end completes it."""
+
+    pid: int
+    deadline: float
+
+
+class Refused(Message):
+    """The command cannot be done: one sentence, and the exit code that goes with it."""
+
+    error: str
+    exit_code: int = 1
+
+
+ToClient = Answer | EventBatch | Stopping | Refused
+
+# -----------------------------------------------------------------------------------------------
+
+_M = TypeVar("_M")
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of one message, its version first."""
+    return _MAGIC + _encoder.encode(message)
+
+
+def to_builtins(value: Any) -> Any:
+    """Return a struct, or a container of structs, as plain dicts, lists and numbers."""
+    return msgspec.to_builtins(value)
+
+
+def decode(frame: bytes, kind: type[_M], max_bytes: int = MAX_BYTES) -> _M:
+    """Return the message in `frame`, which must be one of `kind` (a union of messages).
+
+    Raises:
+        WireError: the frame is too large, of another version, or not exactly such a message.
+    """
+    if len(frame) > max_bytes:
+        raise WireError(f"a message of {len(frame)} bytes; at most {max_bytes} are read")
+    if not frame.startswith(_MAGIC):
+        seen = frame[: len(_MAGIC)]
+        raise WireError(f"not a message of version {VERSION}: it begins with {seen!r}")
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        message: _M = decoder.decode(memoryview(frame)[len(_MAGIC) :])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        raise WireError(f"a message that does not parse: {exc}") from exc
+    return message

@@ -1,0 +1,149 @@
+"""What a person reads: the status table and the summary of a stop."""
+
+from __future__ import annotations
+
+__all__ = ["status_table", "stop_summary"]
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prettytable import PrettyTable, TableStyle
+
+from supervisor.core.actions import Finish, Outcome
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_KIB = 1024
+
+
+def status_table(status: Mapping[str, Any]) -> str:
+    """Render the answer to `status` for eyes."""
+    head = (
+        f"{status['name']}  {status['state']}  generation {status['generation']}  "
+        f"pid {status['pid']}  since {status['started'][:19].replace('T', ' ')} UTC"
+    )
+    if status["outstanding"]:
+        left = max(0.0, status["deadline_in_seconds"])
+        head += f"\n{len(status['outstanding'])} outstanding, {left:.1f} s left"
+    workers = _table(
+        ["worker", "state", "pid", "gen", "in flight", "done", "restarts", "up", "memory"],
+        [_worker_row(worker, status["workers"]) for worker in status["workers"]],
+        left={"worker", "state"},
+    )
+    pools = _pool_names(status["workers"])
+    for pool in pools:
+        workers.add_column(
+            f"{pool} (used/open/max)",
+            [_pool_cell(worker["pools"].get(pool)) for worker in status["workers"]],
+            align="r",
+        )
+    groups = _table(
+        ["group", "state", "ready", "restarts", ""],
+        [
+            [name, group["state"], f"{group['ready']}/{group['count']}", group["restarts"], _note(group)]
+            for name, group in status["groups"].items()
+        ],
+        left={"group", "state", ""},
+    )
+    return f"{head}\n\n{groups}\n\n{workers}"
+
+
+def _worker_row(worker: Mapping[str, Any], _all: Iterable[Any]) -> list[Any]:
+    return [
+        worker["id"],
+        worker["state"],
+        worker["pid"] or "",
+        worker["generation"],
+        worker["in_flight"],
+        worker["jobs_done"],
+        worker["restarts"],
+        _span(worker["uptime_seconds"]),
+        _bytes(worker["rss_bytes"]),
+    ]
+
+
+def _pool_names(workers: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for worker in workers for name in worker["pools"]))
+
+
+def _pool_cell(stats: Mapping[str, Any] | None) -> str:
+    if stats is None:
+        return ""
+    waiting = f" +{stats['waiting']} waiting" if stats["waiting"] else ""
+    return f"{stats['in_use']}/{stats['open']}/{stats['max_open']}{waiting}"
+
+
+def _note(group: Mapping[str, Any]) -> str:
+    if group["failure"]:
+        return str(group["failure"])
+    if group["next_restart_in_seconds"] is not None:
+        return f"next restart in {group['next_restart_in_seconds']:.1f} s"
+    return ""
+
+
+def stop_summary(finish: Finish) -> str:
+    """Render how each worker came through the stop: who acknowledged when, what was closed."""
+    outcomes = finish.outcomes
+    table = _table(
+        ["worker", "acknowledged", "drained", "exited", "connections closed", "leaked"],
+        [
+            [
+                outcome.worker,
+                _after(outcome.acknowledged),
+                _after(outcome.drained),
+                _after(outcome.exited),
+                sum(report["closed"] for report in outcome.reports.values()),
+                sum(len(report["leaked"]) for report in outcome.reports.values()),
+            ]
+            for outcome in outcomes
+        ],
+        left={"worker"},
+    )
+    killed = [outcome for outcome in outcomes if outcome.killed]
+    lines = [str(table)] if outcomes else []
+    lines += [f"killed: {outcome.worker}: {outcome.killed}" for outcome in killed]
+    lines += [leak for outcome in outcomes for leak in _leaks(outcome)]
+    drained = sum(outcome.drained is not None for outcome in outcomes)
+    lines.append(
+        f"stopped: {len(outcomes)} workers, {drained} drained, {len(killed)} killed; "
+        f"exit code {finish.exit_code}"
+    )
+    return "\n".join(lines)
+
+
+def _leaks(outcome: Outcome) -> Iterable[str]:
+    for pool, report in outcome.reports.items():
+        for leak in report["leaked"]:
+            yield (
+                f"leaked: {outcome.worker}, pool {pool}: held for {leak['held_seconds']:.1f} s "
+                f"by thread {leak['thread']}, taken at\n{leak['stack'].rstrip()}"
+            )
+
+
+def _table(columns: list[str], rows: Iterable[list[Any]], left: set[str]) -> PrettyTable:
+    table = PrettyTable(columns)
+    table.set_style(TableStyle.PLAIN_COLUMNS)
+    table.right_padding_width = 2
+    for column in columns:
+        table.align[column] = "l" if column in left else "r"
+    for row in rows:
+        table.add_row(row)
+    return table
+
+
+def _after(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _span(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < _MINUTE:
+        return f"{seconds:.1f}s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m{whole % _MINUTE:02d}s"
+    if whole < _DAY:
+        return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02d}m"
+    return f"{whole // _DAY}d{whole % _DAY // _HOUR:02d}h"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / _KIB / _KIB:.1f} MiB" if count else ""

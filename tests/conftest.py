@@ -1,0 +1,62 @@
+"""What every test must leave behind: no child process, no descriptor, no thread, no file."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SETTLE = 5.0  # seconds in which what a test has ended must be gone
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test that leaves a child process, a descriptor, a thread or a temporary file."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = _held()
+    yield
+    deadline = time.monotonic() + SETTLE
+    while (left := _held() - before) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert not left, f"the test left behind: {sorted(left)}"
+    files = [str(path.relative_to(temporary)) for path in temporary.rglob("*")]
+    assert not files, f"the test left temporary files: {files}"
+
+
+def _held() -> set[str]:
+    """Name the children, descriptors and threads of this process."""
+    held = {f"child {pid} {_name(pid)}" for pid in _children()}
+    held |= {f"thread {thread.name}" for thread in threading.enumerate()}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            held.add(f"descriptor {fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:
+            continue  # the listing's own
+    return held
+
+
+def _children() -> list[str]:
+    found: list[str] = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            found += Path(f"/proc/self/task/{task}/children").read_text(encoding="ascii").split()
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _name(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "gone"

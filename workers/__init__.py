@@ -1,0 +1,1 @@
+"""The child: everything that user code touches."""

@@ -1,0 +1,172 @@
+"""The worker's link to its supervisor: a DEALER, and the lifeline. One thread owns both.
+
+It carries what others have declared and decides nothing: what a message means is the runtime's
+business. Any thread may `send`; only the link's thread touches the socket.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Link"]
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+import zmq
+
+from supervisor.errors import WireError
+from supervisor.protocol import (
+    Acknowledged,
+    Cancel,
+    Drained,
+    Farewell,
+    FromWorker,
+    Hello,
+    Inquire,
+    Message,
+    ToWorker,
+    decode,
+    encode,
+)
+
+class Handler(Protocol):
+    """What the link tells, always on its own thread."""
+
+    def cancelled(self, message: Cancel) -> None:
+        """A cancel has come, and its receipt has been sent."""
+
+    def inquired(self, number: int) -> None:
+        """The supervisor asks for a report with this number."""
+
+    def orphaned(self) -> None:
+        """The supervisor has died."""
+
+
+class Link:
+    """The connection to one supervisor, from `start` to `finish`.
+
+    Args:
+        endpoint: of the supervisor's ROUTER.
+        hello: the first message; its worker id and token make up the routing id.
+        lifeline: a descriptor that ends when the supervisor does.
+        handler: what is told.
+    """
+
+    def __init__(self, endpoint: str, hello: Hello, lifeline: int, handler: Handler) -> None:
+        self._endpoint = endpoint
+        self._hello = hello
+        self._lifeline = lifeline
+        self._handler = handler
+        self._outgoing: deque[FromWorker] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._orphaned = False
+        self._over = False
+        self._thread = threading.Thread(target=self._serve, name="ackvisor-link", daemon=True)
+
+    def start(self) -> None:
+        """Connect and say hello. Called once."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the link's thread still serves."""
+        return self._thread.is_alive()
+
+    def send(self, message: FromWorker) -> None:
+        """Send in order, soon. Never blocks. Any thread, and signal handlers."""
+        self._outgoing.append(message)
+        os.eventfd_write(self._wake, 1)
+
+    def call_at(self, when: float, action: Callable[[], None]) -> None:
+        """Run `action` on the link's thread at a monotonic time. Any thread."""
+        self._timers.append((when, action))
+        os.eventfd_write(self._wake, 1)
+
+    def finish(self, last: FromWorker, timeout: float) -> None:
+        """Send the last message; return on its receipt, or after `timeout` seconds without one."""
+        self.send(last)
+        self.call_at(time.monotonic() + timeout, self._end)
+        self._thread.join(timeout + 1.0)
+
+    # --- the link's thread ----------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        context = zmq.Context()
+        dealer = context.socket(zmq.DEALER)
+        dealer.linger = 0  # what matters has a receipt
+        # Never used twice, so no other worker's messages can reach this one (SUPERVISORS 4.28).
+        dealer.routing_id = f"{self._hello.worker}/{self._hello.token[:8]}".encode()
+        dealer.connect(self._endpoint)
+        dealer.send(encode(self._hello))
+        try:
+            self._turn(dealer)
+        finally:
+            dealer.close()
+            context.term()
+
+    def _turn(self, dealer: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        for readable in (dealer, self._wake, self._lifeline):
+            poller.register(readable, zmq.POLLIN)
+        while not self._over:
+            ready = dict(poller.poll(self._until_next_timer()))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            if dealer in ready:
+                self._receive(dealer)
+            while self._outgoing:
+                message = self._outgoing.popleft()
+                if not self._orphaned:
+                    dealer.send(encode(message))
+                elif isinstance(message, Drained):
+                    return  # nobody is there to give a receipt
+            if self._lifeline in ready and _has_ended(self._lifeline):
+                poller.unregister(self._lifeline)
+                self._orphaned = True
+                self._handler.orphaned()
+            self._run_timers()
+
+    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
+        try:
+            message: Message = decode(dealer.recv(zmq.DONTWAIT), ToWorker)  # type: ignore[arg-type]
+        except (zmq.Again, WireError) as exc:
+            structlog.get_logger().warning("link.dropped", error=str(exc))
+            return
+        if isinstance(message, Cancel):
+            dealer.send(encode(Acknowledged(message.deadline)))  # the receipt comes first
+            self._handler.cancelled(message)
+        elif isinstance(message, Inquire):
+            self._handler.inquired(message.number)
+        elif isinstance(message, Farewell):
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+
+    def _until_next_timer(self) -> int | None:
+        if not self._timers:
+            return None
+        left = min(when for when, _ in self._timers) - time.monotonic()
+        return max(0, round(left * 1000 + 0.5))
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        due = [timer for timer in self._timers if timer[0] <= now]
+        for timer in due:
+            self._timers.remove(timer)
+            timer[1]()
+
+
+def _has_ended(lifeline: int) -> bool:
+    """Tell whether the supervisor's end is closed; it never sends anything."""
+    try:
+        return not os.read(lifeline, 64)
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:  # closed before it had read all that we wrote
+        return True

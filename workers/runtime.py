@@ -1,0 +1,347 @@
+"""A worker's life: pools -> ready -> run -> cancel -> drain -> report -> exit.
+
+The main thread runs the user's code and then drains; the link's thread receives the cancel, ends
+the contexts in time, and never runs user code. Order of a stop, as INTERFACE.md has it:
+
+    cancel        accepting ends: no new work
+    abort_at      ctx ends: queries are cancelled, transactions roll back, jobs go back
+    close limit   half of abort_margin before the deadline: pools stop waiting for what is lent
+    deadline      the supervisor kills; without a supervisor, the process ends itself
+"""
+
+from __future__ import annotations
+
+__all__ = ["live", "preload"]
+
+import asyncio
+import atexit
+import contextlib
+import faulthandler
+import gc
+import importlib
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+import structlog
+from setproctitle import setproctitle
+
+from supervisor import log
+from supervisor.protocol import (
+    Assignment,
+    Cancel,
+    CloseReport,
+    Drained,
+    Failed,
+    Hello,
+    Leak,
+    PoolSettings,
+    PoolStats,
+    Ready,
+    Report,
+)
+from workers import pool as pools
+from workers.context import Cancelled, Context, DeadlineExceeded
+from workers.link import Link
+from workers.worker import Worker
+
+FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
+
+Timer = tuple[float, Callable[[], None]]
+
+
+def preload(schemes: Iterable[str]) -> None:
+    """Import what every worker will need, before the fork: paid once, and shared."""
+    for scheme in schemes:
+        with contextlib.suppress(Exception):  # each worker reports a missing driver itself
+            pools.preload(scheme)
+
+
+def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
+    """Be this worker, from the fork to the end of the process.
+
+    Args:
+        assignment: who it is and what it runs.
+        lifeline: a socket whose other end is the supervisor's, until either ends.
+        supervisor: the pid that must be this process's parent by now.
+    """
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        if os.getppid() != supervisor:
+            os._exit(1)  # it died while this process was made: nobody knows of it
+        os.set_blocking(lifeline, False)
+        os.write(lifeline, b"+")  # born; the kernel adds the pid
+        code = _Runtime(assignment, lifeline).run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+class _Runtime:
+    """One worker's process. Written by the main thread and the link's, as noted."""
+
+    def __init__(self, assignment: Assignment, lifeline: int) -> None:
+        self._assignment = assignment
+        self._lifeline = lifeline
+        self._lock = threading.Lock()
+        self._deadline: float | None = None  # once it has to end; only ever comes nearer
+        self._closing = Context.background().with_cancel()  # ends when waiting must end
+        self._failed = False
+        gc.enable()
+        setproctitle(
+            f"supervisor: worker {assignment.worker} of {assignment.supervisor}, "
+            f"generation {assignment.generation}"
+        )
+        log.configure(
+            assignment.log_format,
+            assignment.log_level,
+            worker=assignment.worker,
+            group=assignment.group,
+            generation=assignment.generation,
+        )
+        self._log = structlog.get_logger()
+        self._link = Link(
+            assignment.endpoint,
+            Hello(assignment.worker, assignment.token, os.getpid()),
+            lifeline,
+            self,
+        )
+        self._reset_signals()
+        self._worker = Worker(
+            id=assignment.worker,
+            group=assignment.group,
+            generation=assignment.generation,
+            options=assignment.options,
+            pools={
+                name: self._open_pool(name, settings)
+                for name, settings in assignment.pools.items()
+            },
+            log=self._log,
+            on_ready=lambda: self._link.send(Ready()),
+        )
+
+    def run(self) -> int:
+        """Live the whole life; return the exit code."""
+        self._link.start()
+        code = self._run_user_code()
+        self._drain()
+        atexit._run_exitfuncs()  # the interpreter is not finalized after a fork: see os._exit
+        return code
+
+    # --- signals -------------------------------------------------------------------------------
+
+    def _reset_signals(self) -> None:
+        """Start from a clean slate, whatever the supervisor's own dispositions are."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole terminal
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        # C code writes the number of each signal to the lifeline, whatever Python is doing: so the
+        # supervisor learns of a SIGTERM, and of the end of the stacks that precede a SIGUSR2's.
+        signal.set_wakeup_fd(self._lifeline, warn_on_full_buffer=False)
+        faulthandler.register(signal.SIGUSR2, file=self._lifeline, all_threads=True, chain=True)
+        faulthandler.enable(file=self._lifeline, all_threads=True)  # a crash tells where, too
+
+    def _terminated(self, _number: int, _frame: object) -> None:
+        """Drain although the link is dead. With a link, the supervisor answers with a cancel."""
+        if not self._link.alive:
+            # In a thread of its own: this handler may have interrupted whoever holds a lock.
+            threading.Thread(
+                target=self._drain_without_link, name="ackvisor-terminated", daemon=True
+            ).start()
+
+    def _drain_without_link(self) -> None:
+        for when, action in self._begin(self._grace_from_now(), None, "terminated"):
+            time.sleep(max(0.0, when - time.monotonic()))
+            action()
+
+    # --- the link's thread ----------------------------------------------------------------------
+
+    def cancelled(self, message: Cancel) -> None:
+        """Take no new work; remember the deadline."""
+        self._schedule(message.deadline, message.abort_at, message.cause)
+
+    def inquired(self, number: int) -> None:
+        """Report what is in hand."""
+        outcomes = self._worker.jobs.outcomes
+        self._link.send(
+            Report(
+                number=number,
+                in_flight=len(self._worker.jobs.in_flight()),
+                jobs_done=outcomes["done"],
+                jobs_failed=outcomes["failed"],
+                pools={name: _stats(pool.stats()) for name, pool in self._worker.pools.items()},
+            )
+        )
+
+    def orphaned(self) -> None:
+        """Drain as for a cancel, and be gone by the deadline without anybody's help."""
+        grace = self._assignment.grace
+        self._log.warning("worker.orphaned", grace_seconds=grace)
+        # The watchdog is a thread of C code: it ends the process whoever holds the interpreter.
+        faulthandler.dump_traceback_later(max(grace, 0.001), exit=True)
+        self._schedule(self._grace_from_now(), None, "the supervisor has died")
+
+    # --- the deadline, from whichever thread learns of it -------------------------------------------
+
+    def _schedule(self, deadline: float, abort_at: float | None, cause: str) -> None:
+        for when, action in self._begin(deadline, abort_at, cause):
+            self._link.call_at(when, action)
+
+    def _begin(self, deadline: float, abort_at: float | None, cause: str) -> list[Timer]:
+        """Take no new work from now on; return what is to be done when, in order.
+
+        A later deadline than one that is known already changes nothing.
+        """
+        if abort_at is None:
+            abort_at = deadline - self._assignment.abort_margin
+        with self._lock:
+            if self._deadline is not None and deadline >= self._deadline:
+                return []
+            self._deadline = deadline
+        self._worker.accepting.cancel(cause)
+        return [
+            (abort_at, lambda: self._worker.ctx.cancel(cause)),
+            # Half of the abort margin is kept for the way out.
+            ((abort_at + deadline) / 2, lambda: self._closing.cancel("out of time")),
+        ]
+
+    def _grace_from_now(self) -> float:
+        return time.monotonic() + self._assignment.grace
+
+    # --- the main thread --------------------------------------------------------------------------
+
+    def _run_user_code(self) -> int:
+        """Run the entry point; say what it raised. Return the exit code that goes with it."""
+        try:
+            entry = _resolve(self._assignment.run)
+            if inspect.iscoroutinefunction(entry):
+                asyncio.run(entry(self._worker))
+            else:
+                entry(self._worker)
+        except (Cancelled, DeadlineExceeded) as exc:
+            if self._worker.is_cancelled:
+                return 0
+            return self._fail(exc)
+        except SystemExit as exc:
+            return self._exit_code(exc)
+        except BaseException as exc:
+            return self._fail(exc)
+        return 0
+
+    def _exit_code(self, exc: SystemExit) -> int:
+        if exc.code is None or isinstance(exc.code, int):
+            return exc.code or 0
+        return self._fail(exc)
+
+    def _fail(self, exc: BaseException) -> int:
+        self._failed = True
+        text = "".join(traceback.format_exception(exc))
+        error = traceback.format_exception_only(exc)[-1].strip()
+        self._link.send(Failed(error=error, traceback=text[-100_000:]))
+        return 1
+
+    def _drain(self) -> None:
+        """Wait for work in flight, close the pools, report: all of it bounded."""
+        if self._deadline is None:  # nobody has cancelled it: it ends by itself
+            self._schedule(self._grace_from_now(), None, "the worker ends")
+        self._wait_for_threads()
+        self._worker.jobs.wait(self._closing)
+        reports = self._close_pools()
+        self._worker.ctx.cancel("the worker ends")
+        left = self._worker.jobs.in_flight()
+        for job in left:
+            self._log.warning(
+                "job.abandoned",
+                job=job.name,
+                thread=job.thread,
+                held_seconds=round(time.monotonic() - job.since, 3),
+            )
+        drained = Drained(
+            reports=reports,
+            in_flight=len(left),
+            jobs_done=self._worker.jobs.outcomes["done"],
+        )
+        self._link.finish(drained, FAREWELL)
+
+    def _wait_for_threads(self) -> None:
+        try:
+            self._worker.wg.wait(self._closing)
+        except Cancelled:
+            self._log.warning("worker.threads_left", outstanding=list(self._worker.wg.outstanding))
+        except BaseExceptionGroup as group:
+            _, failures = group.split(Cancelled)
+            if failures is not None and not self._failed:
+                self._fail(failures)
+
+    def _close_pools(self) -> dict[str, CloseReport]:
+        reports: dict[str, CloseReport] = {}
+
+        def close(name: str) -> None:
+            reports[name] = _report(self._worker.pools[name].close(self._closing))
+
+        _all_at_once([lambda name=name: close(name) for name in self._worker.pools])
+        return reports
+
+    def _open_pool(self, name: str, settings: PoolSettings) -> pools.Pool:
+        who = self._assignment
+        return pools.Pool.from_url(
+            settings.url,
+            name=name,
+            application_name=f"{who.supervisor}/{who.worker}",
+            max_open=settings.max_open,
+            max_idle=settings.max_idle,
+            max_lifetime=settings.max_lifetime,
+            max_idle_time=settings.max_idle_time,
+            acquire_timeout=settings.acquire_timeout,
+            leak_threshold=settings.leak_threshold,
+        )
+
+
+def _resolve(run: str) -> Callable[[Worker], Any]:
+    module, _, name = run.partition(":")
+    target: Any = importlib.import_module(module)
+    for part in name.split("."):
+        target = getattr(target, part)
+    if not callable(target):
+        raise TypeError(f"{run} is a {type(target).__name__}, not a function")
+    return target  # type: ignore[no-any-return]
+
+
+def _all_at_once(actions: list[Callable[[], None]]) -> None:
+    """Run each action, several in threads of their own, so that one's wait is not the other's."""
+    threads = [threading.Thread(target=action, daemon=True) for action in actions[1:]]
+    for thread in threads:
+        thread.start()
+    for action in actions[:1]:
+        action()
+    for thread in threads:
+        thread.join()
+
+
+def _stats(stats: Any) -> PoolStats:
+    return PoolStats(**{name: getattr(stats, name) for name in PoolStats.__struct_fields__})
+
+
+def _report(report: Any) -> CloseReport:
+    return CloseReport(
+        closed=report.closed,
+        waited=report.waited,
+        leaked=tuple(
+            Leak(held_seconds=leak.held_seconds, thread=leak.thread, stack=leak.stack)
+            for leak in report.leaked
+        ),
+    )

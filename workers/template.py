@@ -1,0 +1,271 @@
+"""The template: one process per generation that imports the application once and forks workers.
+
+It must never hold what a fork does not survive: no thread, no ZeroMQ context, no socket but the
+one to its supervisor, no pool.
+
+Theory of operation. A worker must become the supervisor's own child, or its end could not be waited
+for. So the template forks a *midwife*, the midwife forks the workers and exits, and the kernel gives
+its children to the nearest subreaper, which is the supervisor:
+
+    template --fork--> midwife --fork--> worker, worker, ...
+       |   <--- pids ---  |
+       | opens a pidfd of each (a pid cannot be reused while its parent, the midwife, lives)
+       +--- release --->  exits;  each worker waits for that, then reports its birth by its lifeline
+
+Its last service: when the supervisor dies, every worker drains itself by its deadline; what is still
+there then (stopped by SIGSTOP, holding the interpreter lock) is killed by the template, which holds
+the pidfds. It imports nothing any more at that time and depends on nobody.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from supervisor.errors import WireError
+from supervisor.protocol import Fork, Load, Loaded, ToTemplate, Unloadable, decode, encode
+from workers import runtime
+
+CONTROL_FD = 3  # supervisor.launch.CONTROL_FD: where the socket to the supervisor is
+MAX_MESSAGE = 1 << 20
+MAX_BATCH = 64  # workers per midwife: bounds the descriptors that are held at once
+_PID = _FD = struct.Struct("=i")
+# Workers end themselves at their deadline; the guard comes after that, or it would race with them.
+GUARD_MARGIN = 0.5
+
+_Request = tuple[Fork, int]
+
+
+def main() -> NoReturn:
+    """Serve one supervisor until it ends. Never returns; never raises into the interpreter."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    control = socket.socket(fileno=CONTROL_FD)
+    control.set_inheritable(False)
+    try:
+        _Template(control).serve()
+    except BaseException:  # a template that dies is replaced; its traceback must not be lost
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+class _Template:
+    """What the template knows: its supervisor, and the workers that it has forked."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._supervisor = os.getppid()
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._workers: dict[int, tuple[int, str]] = {}  # pidfd -> pid, worker id
+        self._grace = 0.0
+
+    def serve(self) -> None:
+        """Carry out requests until the supervisor has gone; then see its workers off."""
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd != self._control.fileno():
+                    self._forget(fd)
+                elif not self._requests():
+                    self._guard()
+                    return
+
+    # --- requests ------------------------------------------------------------------------------
+
+    def _requests(self) -> bool:
+        """Take all requests that are there, forks in batches. False: the supervisor has gone."""
+        batch: list[_Request] = []
+        alive = True
+        while alive and len(batch) < MAX_BATCH:
+            try:
+                frame, fds = _receive(self._control)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                frame, fds = b"", []
+            if not frame:
+                alive = False
+            elif (message := self._decoded(frame)) is None:
+                _close(fds)
+            elif isinstance(message, Load):
+                self._load(message)
+            else:
+                batch.append((message, fds[0]))
+        if batch and alive:
+            self._beget(batch)
+        return alive
+
+    def _decoded(self, frame: bytes) -> Load | Fork | None:
+        try:
+            return decode(frame, ToTemplate)  # type: ignore[arg-type]
+        except WireError as exc:  # one version of the code speaks to itself: a bug, not an attack
+            print(f"BUG: template: {exc}", file=sys.stderr, flush=True)  # noqa: T201
+            return None
+
+    def _load(self, load: Load) -> None:
+        began = time.monotonic()
+        setproctitle(f"supervisor: template of {load.name}, generation {load.generation}")
+        self._grace = load.grace
+        os.environ.update(load.env)
+        sys.path[:0] = [folder for folder in load.path if folder not in sys.path]
+        runtime.preload(load.schemes)
+        for entry_point in load.entry_points:
+            # What does not import here, each worker finds out and reports with its traceback.
+            with contextlib.suppress(BaseException):
+                importlib.import_module(entry_point.partition(":")[0])
+            found = _unforkable(self._control.fileno())
+            if found:
+                self._control.send(encode(Unloadable(entry_point, found)))
+                os._exit(0)
+        gc.collect()
+        gc.disable()  # a collection in the parent would unshare the pages of its children
+        gc.freeze()
+        self._control.send(encode(Loaded(time.monotonic() - began)))
+
+    # --- forking -------------------------------------------------------------------------------
+
+    def _beget(self, batch: list[_Request]) -> None:
+        """Fork one worker per request, each of them the supervisor's own child."""
+        news, news_out = os.pipe()
+        release_in, release = os.pipe()
+        try:
+            midwife = os.fork()
+        except OSError as exc:
+            _refuse(batch, exc)
+            _close([news, news_out, release_in, release])
+            return
+        if midwife == 0:
+            try:
+                self._control.close()
+                _close([*self._workers, news, release])
+                _midwife(batch, self._supervisor, news_out, release_in)
+            finally:
+                os._exit(1)
+        _close([news_out, release_in, *(lifeline for _, lifeline in batch)])
+        for fork, pid in zip((fork for fork, _ in batch), _pids(news), strict=False):
+            if pid > 0:
+                pidfd = os.pidfd_open(pid)
+                self._workers[pidfd] = (pid, fork.assignment.worker)
+                self._poll.register(pidfd, select.POLLIN)
+        _close([news, release])
+        os.waitpid(midwife, 0)
+
+    def _forget(self, pidfd: int) -> None:
+        self._poll.unregister(pidfd)
+        del self._workers[pidfd]
+        os.close(pidfd)
+
+    # --- when the supervisor has died --------------------------------------------------------------
+
+    def _guard(self) -> None:
+        """Wait until the workers have drained themselves; kill what is left at the deadline."""
+        deadline = time.monotonic() + self._grace + GUARD_MARGIN
+        self._poll.unregister(self._control)
+        while self._workers and (left := deadline - time.monotonic()) > 0:
+            for pidfd, _ in self._poll.poll(left * 1000):
+                self._forget(pidfd)
+        for pid, worker in self._workers.values():
+            print(  # noqa: T201
+                f"supervisor: worker {worker} (pid {pid}) has outlived its supervisor by "
+                f"{self._grace:g} s of grace: SIGKILL to its process group",
+                file=sys.stderr,
+                flush=True,
+            )
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive one message and its descriptor (`socket.recv_fds` ignores its flags)."""
+    frame, ancillary, _, _ = control.recvmsg(
+        MAX_MESSAGE,
+        socket.CMSG_LEN(_FD.size),
+        socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+    )
+    return frame, [
+        _FD.unpack(data[: _FD.size])[0]
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+    ]
+
+
+def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) -> None:
+    # Readable once her children have another parent; a pipe's end would come before that.
+    herself = os.pidfd_open(os.getpid())
+    for position, (fork, lifeline) in enumerate(batch):
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            _refuse([batch[position]], exc)
+            os.write(news, _PID.pack(0))
+            continue
+        if pid == 0:
+            _close([news, release, *(other for _, other in batch[position + 1 :])])
+            select.select([herself], [], [])
+            os.close(herself)
+            runtime.live(fork.assignment, lifeline, supervisor)
+        os.close(lifeline)
+        os.write(news, _PID.pack(pid))
+    os.close(news)
+    os.read(release, 1)  # until the template holds the pidfds
+    os._exit(0)
+
+
+def _pids(news: int) -> Iterable[int]:
+    """Yield the pids that a midwife reports, 0 for a fork that failed, until she is done."""
+    data = b""
+    while True:
+        while len(data) >= _PID.size:
+            yield int(_PID.unpack_from(data)[0])
+            data = data[_PID.size :]
+        more = os.read(news, 4096)
+        if not more:
+            return
+        data += more
+
+
+def _refuse(batch: list[_Request], exc: OSError) -> None:
+    """Say on each lifeline why no worker comes of it. Closing it means the same without reason."""
+    for _, lifeline in batch:
+        with contextlib.suppress(OSError):
+            os.write(lifeline, f"!fork: {exc.strerror}".encode())
+        os.close(lifeline)
+
+
+def _unforkable(*own: int) -> tuple[str, ...]:
+    """Name what a fork would not survive: threads, also those of C code, and sockets."""
+    found = [
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+    ]
+    native = len(os.listdir("/proc/self/task")) - 1 - len(found)
+    if native > 0:
+        found.append(f"{native} thread(s) of native code")
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own descriptor has gone by now
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if int(name) > 2 and int(name) not in own and target.startswith("socket:"):  # noqa: PLR2004
+                found.append(f"socket on descriptor {name}")
+    return tuple(found)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
