@@ -7,7 +7,6 @@ __all__ = ["run"]
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from supervisor.config import Settings
     from supervisor.launch import Template
 
+IMPORT_TIMEOUT = 60.0  # seconds for each entry point of `check --import`
 STOP_MARGIN = 10.0  # seconds after its deadline in which a supervisor must have gone
 
 _config = click.option(
@@ -83,10 +83,13 @@ def main() -> None:
 @click.option("--import", "import_", is_flag=True, help="Also import each worker's module.")
 def check(config: Path, *, import_: bool) -> None:
     """Read FILE and print every problem at once."""
-    from supervisor.imports import check_entry_points, import_entry_points
+    from supervisor.imports import check_entry_points, check_imports
 
     settings = _load(config)
-    problems = check_entry_points(settings, import_entry_points=import_)
+    _warn(settings, config)
+    problems = check_entry_points(settings)
+    if import_ and not problems:
+        problems = check_imports(settings, timeout=IMPORT_TIMEOUT)
     if problems:
         raise ConfigError(str(config), problems)
     workers = sum(group.count for group in settings.groups.values())
@@ -102,6 +105,7 @@ def check(config: Path, *, import_: bool) -> None:
 def start(spare: Template | None, config: Path) -> None:
     """Run in the foreground until stopped (SIGTERM or Ctrl-C; twice: at once)."""
     settings = _load(config)
+    _warn(settings, config)
     from supervisor import log
     from supervisor.loop import Supervisor
     from supervisor.report import stop_summary
@@ -190,6 +194,11 @@ def _load(config: Path) -> Settings:
     return load(config, env=os.environ, uid=os.geteuid())
 
 
+def _warn(settings: Settings, config: Path) -> None:
+    for warning in settings.warnings:
+        click.echo(f"supervisor: {config}: warning: {warning}", err=True)
+
+
 def _client(settings: Settings) -> Client:
     from supervisor.client import Client
 
@@ -213,8 +222,8 @@ def _greeting(settings: Settings, config: Path) -> str:
     return "\n".join(
         [
             "",
-            f"{settings.supervisor.name} is ready: {_count(workers, 'worker')}. "
-            "Ctrl-C stops it gracefully. In another terminal:",
+            f"{settings.supervisor.name} is ready: {_count(workers, 'worker')}. Ctrl-C stops it.",
+            "In another terminal:",
             *lines,
             "",
         ]
@@ -223,6 +232,3 @@ def _greeting(settings: Settings, config: Path) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-_Command = Callable[..., None]

@@ -133,7 +133,7 @@ def check_imports(settings: Settings, *, timeout: float) -> list[Problem]:
 
 def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> str:
     """Return why the entry point does not import; "" when it does."""
-    import multiprocess  # noqa: PLC0415  30 ms that only `check --import` needs
+    import multiprocess
 
     context = multiprocess.get_context("spawn")
     deadline = time.monotonic() + timeout
@@ -161,7 +161,7 @@ def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> st
         if not has_ended:
             return f"{what} had not ended after {timeout:g} s"
         code = process.exitcode
-        end = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        end = f"exit code {code}" if code >= 0 else signal.strsignal(-code)
         return f"{what} ended the process ({end})"
 
 
@@ -198,7 +198,7 @@ def _answer(answer: Any, run: str, path: Sequence[str], env: Mapping[str, str]) 
     sys.path[:0] = [folder for folder in path if folder not in sys.path]
     try:
         told = _fault(run)
-    except BaseException as exc:  # noqa: BLE001  whatever user code raises is the answer
+    except BaseException as exc:  # whatever user code raises is the answer
         told = f'importing "{run.partition(":")[0]}" failed: {_described(exc, path)}'
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # user code may have closed or replaced them
@@ -215,7 +215,9 @@ def _fault(run: str) -> str:
             return f'{where} has no "{name}"{did_you_mean(name, dir(found))}'
         found = getattr(found, name)
         where = f'"{name}"'
-    return "" if callable(found) else f'"{run}" cannot be called: it is a {type(found).__name__}'
+    return (
+        "" if callable(found) else f'"{run}" cannot be called: it is of type {type(found).__name__}'
+    )
 
 
 def _described(exc: BaseException, path: Sequence[str]) -> str:
@@ -227,7 +229,8 @@ def _described(exc: BaseException, path: Sequence[str]) -> str:
     places = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(exc.__traceback__)
-        if frame.f_code.co_filename != __file__ and "importlib" not in frame.f_code.co_filename
+        if frame.f_code.co_filename not in {__file__, importlib.__file__}
+        and not frame.f_code.co_filename.startswith("<frozen importlib")
     ]
     if isinstance(exc, SyntaxError) and exc.filename:
         places.append((exc.filename, exc.lineno or 0))

@@ -1,13 +1,13 @@
 """Logging: one structlog configuration for supervisor and workers. A leaf.
 
 Lines go to standard error, one write each. Every line of a worker says which worker, group and
-generation it comes from, whatever thread or library wrote it: the names are bound to the
-configuration, because context variables do not reach threads that are started later.
+generation it comes from, whatever thread or library wrote it: the names are bound to the process,
+because context variables do not reach threads that are started later.
 """
 
 from __future__ import annotations
 
-__all__ = ["configure", "timestamp"]
+__all__ = ["bind", "configure", "get_logger", "timestamp"]
 
 import logging
 import sys
@@ -15,29 +15,43 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
+# structlog imports rich where that is installed (40 ms and 6 MB in every process) to draw
+# tracebacks, which are written plainly here.
+_without_rich = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+try:
+    import structlog
+finally:
+    if _without_rich is None:
+        del sys.modules["rich"]
 
 _Fields = MutableMapping[str, Any]
+_bound: dict[str, Any] = {}
 
 
-def configure(style: str, level: str, **bound: Any) -> None:
+def get_logger() -> Any:
+    """Return a structlog logger. Any thread."""
+    return structlog.get_logger()
+
+
+def bind(**fields: Any) -> None:
+    """Let every line of this process carry these fields from now on."""
+    _bound.update(fields)
+
+
+def configure(style: str, level: str) -> None:
     """Configure structlog and the standard library's logging for this process.
 
     Args:
         style: "console" for eyes, "json" for programs.
         level: the least severe level that is written, as "info".
-        bound: fields that every line of this process carries.
     """
     threshold = getattr(logging, level.upper())
-
-    def bind(_logger: object, _method: str, fields: _Fields) -> _Fields:
-        return {**bound, **fields} if bound else fields
 
     colours = style == "console" and sys.stderr.isatty()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            bind,
+            _add_bound,
             structlog.processors.add_log_level,
             *(_console(colours=colours) if style == "console" else _json()),
         ],
@@ -48,14 +62,29 @@ def configure(style: str, level: str, **bound: Any) -> None:
     logging.basicConfig(handlers=[_ToStructlog()], level=threshold, force=True)
 
 
+def _add_bound(_logger: object, _method: str, fields: _Fields) -> _Fields:
+    return {**_bound, **fields} if _bound else fields
+
+
 def timestamp() -> str:
     """Return the wall clock as RFC 3339, UTC, microseconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _console(*, colours: bool) -> list[Any]:
+    def for_eyes(_logger: object, _method: str, fields: _Fields) -> _Fields:
+        """Show local time, no empty fields, and long texts as blocks below the line."""
+        shown = {key: value for key, value in fields.items() if value not in (None, "", [], {})}
+        shown.pop("time", None)
+        for block, names in (("exception", ("traceback",)), ("stack", ("stacks", "stack"))):
+            for name in names:
+                if name in shown:
+                    shown[block] = str(shown.pop(name)).rstrip()
+        return shown
+
     return [
         structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
+        for_eyes,
         structlog.dev.ConsoleRenderer(
             colors=colours,
             pad_event_to=22,

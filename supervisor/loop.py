@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-import structlog
 import zmq
 
 from supervisor import log, protocol
@@ -91,7 +90,7 @@ class Supervisor:
         self._settings = settings
         self._on_ready = on_ready
         self._on_finish = on_finish
-        self._log = structlog.get_logger()
+        self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
         self._signals = Signals()
@@ -415,8 +414,6 @@ class Supervisor:
             abort_margin=self._settings.supervisor.abort_margin,
             options=dict(group.options),
             pools={name: _pool(self._settings, name) for name in group.pools},
-            log_format=self._settings.log.format,
-            log_level=self._settings.log.level,
         )
         self._known[action.worker] = _Known()
         self._control.expect(action.worker, token)
@@ -482,6 +479,8 @@ class Supervisor:
                 )
             ),
             grace=settings.supervisor.grace,
+            log_format=settings.log.format,
+            log_level=settings.log.level,
         )
 
 
@@ -513,7 +512,7 @@ def _rss(pid: int | None) -> int:
     if pid is None:
         return 0
     try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * PAGE
     except (OSError, ValueError, IndexError):
         return 0

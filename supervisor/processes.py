@@ -24,7 +24,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.core import events as ev
 from supervisor.errors import SpawnError
@@ -53,6 +53,8 @@ class Recipe:
     entry_points: tuple[str, ...]
     schemes: tuple[str, ...]
     grace: float
+    log_format: str
+    log_level: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,9 @@ class Processes:
         self._watched: dict[int, Callable[[int], Iterator[Report]]] = {}
         self._spare = spare
         self._templates: dict[Recipe, Template] = {}
-        self._tainted: dict[str, tuple[str, ...]] = {}  # entry points that templates must not import
+        self._tainted: dict[
+            str, tuple[str, ...]
+        ] = {}  # entry points that templates must not import
         self._children: dict[str, _Child] = {}
         if spare is not None:
             self._watch_template(spare)
@@ -246,6 +250,8 @@ class Processes:
             entry_points=tuple(e for e in recipe.entry_points if e not in self._tainted),
             schemes=recipe.schemes,
             grace=recipe.grace,
+            log_format=recipe.log_format,
+            log_level=recipe.log_level,
         )
         self._send(template, encode(load), None)
 
@@ -268,7 +274,7 @@ class Processes:
             return
         if not frame:
             return
-        message = decode(frame, FromTemplate)  # type: ignore[arg-type]
+        message: Any = decode(frame, FromTemplate)  # type: ignore[arg-type]
         if isinstance(message, Loaded):
             template.loaded = True
             waiting, template.waiting = template.waiting, []
@@ -384,7 +390,9 @@ class Processes:
             return
         del self._children[child.worker]
         self._release(child)
-        why = data[1:].decode(errors="replace") or "its template or midwife ended before it was born"
+        why = (
+            data[1:].decode(errors="replace") or "its template or midwife ended before it was born"
+        )
         yield ev.WorkerNotBorn(child.worker, why)
 
     def _last_words(self, child: _Child, data: bytes) -> Iterator[Report]:
@@ -403,6 +411,7 @@ class Processes:
     def _stacks(self, child: _Child) -> ev.StacksTaken:
         stacks = child.black_box[child.dump_from :].decode(errors="replace")
         child.dump_due = None
+        child.black_box.clear()
         missing = "" if stacks else _why_no_stacks(child.pid)
         return ev.StacksTaken(child.worker, stacks, missing)
 
@@ -523,7 +532,7 @@ def _members(pgid: int) -> Iterator[tuple[int, str]]:
 
 def _stat(pid: int) -> tuple[str, str, int]:
     """Return name, state letter and process group, as proc(5) has them."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         text = file.read()
     name, _, rest = text.partition("(")[2].rpartition(")")
     state, _, group, *_ = rest.split(maxsplit=3)

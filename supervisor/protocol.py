@@ -119,7 +119,7 @@ class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
 # --- supervisor to template --------------------------------------------------------------------
 
 
-class Load(Message):
+class Load(Message, frozen=True):
     """Import the application: put `path` on sys.path, set `env`, import what workers will need.
 
     `schemes` are those of the pools' URLs, whose drivers are imported too. `grace` bounds how long
@@ -133,6 +133,8 @@ class Load(Message):
     entry_points: tuple[str, ...]
     schemes: tuple[str, ...]
     grace: float
+    log_format: str
+    log_level: str
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,11 +152,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     abort_margin: float
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
-    log_format: str
-    log_level: str
 
 
-class Fork(Message):
+class Fork(Message, frozen=True):
     """Make one worker. Its lifeline (one end of a socket pair) travels beside the message."""
 
     assignment: Assignment
@@ -165,13 +165,13 @@ ToTemplate = Load | Fork
 # --- template to supervisor --------------------------------------------------------------------
 
 
-class Loaded(Message):
+class Loaded(Message, frozen=True):
     """The application is imported (what failed to import, each worker will report itself)."""
 
     seconds: float
 
 
-class Unloadable(Message):
+class Unloadable(Message, frozen=True):
     """Importing `entry_point` started threads or opened sockets, which a fork would not survive.
 
     The template is of no use any more, and ends.
@@ -186,7 +186,7 @@ FromTemplate = Loaded | Unloadable
 # --- worker to supervisor ----------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """The first message of a worker; the token proves that it is the one that was spawned."""
 
     worker: str
@@ -194,17 +194,17 @@ class Hello(Message):
     pid: int
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The worker serves."""
 
 
-class Acknowledged(Message):
+class Acknowledged(Message, frozen=True):
     """Receipt of the cancel with this deadline; draining has begun."""
 
     deadline: float
 
 
-class Report(Message, kw_only=True):
+class Report(Message, frozen=True, kw_only=True):
     """What a worker has in hand at this moment; the answer to `Inquire`."""
 
     number: int
@@ -214,14 +214,14 @@ class Report(Message, kw_only=True):
     pools: dict[str, PoolStats]
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """User code raised. The worker drains itself and ends."""
 
     error: str
     traceback: str
 
 
-class LeakFound(Message):
+class LeakFound(Message, frozen=True):
     """A connection has been lent for longer than the pool's `leak_threshold`."""
 
     pool: str
@@ -230,7 +230,7 @@ class LeakFound(Message):
     stack: str
 
 
-class Drained(Message):
+class Drained(Message, frozen=True):
     """Nothing is in flight any more and the pools are closed: the last message of a worker."""
 
     reports: dict[str, CloseReport]
@@ -243,7 +243,7 @@ FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Failed | Draine
 # --- supervisor to worker ----------------------------------------------------------------------
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Take no new work; what is in flight is cancelled at `abort_at`; be gone by `deadline`."""
 
     deadline: float
@@ -251,13 +251,13 @@ class Cancel(Message):
     cause: str
 
 
-class Inquire(Message):
+class Inquire(Message, frozen=True):
     """Send a `Report` with this number."""
 
     number: int
 
 
-class Farewell(Message):
+class Farewell(Message, frozen=True):
     """Receipt of `Drained`: the worker may exit. So its last words never come after its end."""
 
 
@@ -266,11 +266,11 @@ ToWorker = Cancel | Inquire | Farewell
 # --- command line to supervisor ----------------------------------------------------------------
 
 
-class GetStatus(Message):
+class GetStatus(Message, frozen=True):
     """Ask for the fleet at a glance."""
 
 
-class FetchEvents(Message):
+class FetchEvents(Message, frozen=True):
     """Ask for events after `after`; with `follow` the answer waits until there is one.
 
     Pulled, not pushed: a client that reads slowly costs the supervisor nothing, and learns from
@@ -282,7 +282,7 @@ class FetchEvents(Message):
     limit: int = 500
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """As SIGTERM, or with `now` as SIGQUIT; `grace` in seconds overrides the configured one."""
 
     grace: float | None = None
@@ -294,13 +294,13 @@ FromClient = GetStatus | FetchEvents | Stop
 # --- supervisor to command line ----------------------------------------------------------------
 
 
-class Answer(Message):
+class Answer(Message, frozen=True):
     """What was asked for, as plain data."""
 
     data: dict[str, Any]
 
 
-class EventBatch(Message):
+class EventBatch(Message, frozen=True):
     """Events, oldest first; `last` is the number of the newest one, `missed` fell off the ring.
 
     `ended` says that `supervisor.stopped` has been delivered: nothing will follow.
@@ -312,14 +312,14 @@ class EventBatch(Message):
     ended: bool = False
 
 
-class Stopping(Message):
+class Stopping(Message, frozen=True):
     """The stop has begun; `pid` is the process whose end completes it."""
 
     pid: int
     deadline: float
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """The command cannot be done: one sentence, and the exit code that goes with it."""
 
     error: str

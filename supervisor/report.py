@@ -39,7 +39,13 @@ def status_table(status: Mapping[str, Any]) -> str:
     groups = _table(
         ["group", "state", "ready", "restarts", ""],
         [
-            [name, group["state"], f"{group['ready']}/{group['count']}", group["restarts"], _note(group)]
+            [
+                name,
+                group["state"],
+                f"{group['ready']}/{group['count']}",
+                group["restarts"],
+                _note(group),
+            ]
             for name, group in status["groups"].items()
         ],
         left={"group", "state", ""},

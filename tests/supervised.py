@@ -76,7 +76,7 @@ class Supervised:
         for pid in left:  # started by this test: their session is that of our own child
             os.kill(pid, signal.SIGKILL)
         if kind is not None:
-            print(self.text())  # noqa: T201
+            print(self.text())
         else:
             assert not left, f"left running: {left}"
 
@@ -159,7 +159,9 @@ class Supervised:
             and all(line.get(key) == value for key, value in fields.items())
         ]
 
-    def event(self, name: str, *, due: float = DUE, count: int = 1, **fields: Any) -> dict[str, Any]:
+    def event(
+        self, name: str, *, due: float = DUE, count: int = 1, **fields: Any
+    ) -> dict[str, Any]:
         """Wait for the `count`-th such event and return it."""
         found = wait_until(
             lambda: (seen := self.events(name, **fields))[count - 1 :] and seen,

@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
 import zmq
 
+from supervisor import log
 from supervisor.errors import WireError
 from supervisor.protocol import (
     Acknowledged,
@@ -32,6 +32,7 @@ from supervisor.protocol import (
     decode,
     encode,
 )
+
 
 class Handler(Protocol):
     """What the link tells, always on its own thread."""
@@ -63,7 +64,7 @@ class Link:
         self._handler = handler
         self._outgoing: deque[FromWorker] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._timers: list[tuple[float, Callable[[], object]]] = []
         self._orphaned = False
         self._over = False
         self._thread = threading.Thread(target=self._serve, name="ackvisor-link", daemon=True)
@@ -82,7 +83,7 @@ class Link:
         self._outgoing.append(message)
         os.eventfd_write(self._wake, 1)
 
-    def call_at(self, when: float, action: Callable[[], None]) -> None:
+    def call_at(self, when: float, action: Callable[[], object]) -> None:
         """Run `action` on the link's thread at a monotonic time. Any thread."""
         self._timers.append((when, action))
         os.eventfd_write(self._wake, 1)
@@ -135,7 +136,7 @@ class Link:
         try:
             message: Message = decode(dealer.recv(zmq.DONTWAIT), ToWorker)  # type: ignore[arg-type]
         except (zmq.Again, WireError) as exc:
-            structlog.get_logger().warning("link.dropped", error=str(exc))
+            log.get_logger().warning("link.dropped", error=str(exc))
             return
         if isinstance(message, Cancel):
             dealer.send(encode(Acknowledged(message.deadline)))  # the receipt comes first

@@ -26,10 +26,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-import structlog
 from setproctitle import setproctitle
 
 from supervisor import log
@@ -46,21 +45,21 @@ from supervisor.protocol import (
     Ready,
     Report,
 )
-from workers import pool as pools
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.link import Link
+from workers.pool import Pool, drivers
 from workers.worker import Worker
 
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
-Timer = tuple[float, Callable[[], None]]
+Timer = tuple[float, Callable[[], object]]
 
 
 def preload(schemes: Iterable[str]) -> None:
     """Import what every worker will need, before the fork: paid once, and shared."""
     for scheme in schemes:
         with contextlib.suppress(Exception):  # each worker reports a missing driver itself
-            pools.preload(scheme)
+            drivers.from_url(f"{scheme}:///", None)
 
 
 def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
@@ -99,19 +98,18 @@ class _Runtime:
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
+        self._pools: dict[str, Pool] = {}
         gc.enable()
         setproctitle(
             f"supervisor: worker {assignment.worker} of {assignment.supervisor}, "
             f"generation {assignment.generation}"
         )
-        log.configure(
-            assignment.log_format,
-            assignment.log_level,
+        log.bind(
             worker=assignment.worker,
             group=assignment.group,
             generation=assignment.generation,
         )
-        self._log = structlog.get_logger()
+        self._log = log.get_logger()
         self._link = Link(
             assignment.endpoint,
             Hello(assignment.worker, assignment.token, os.getpid()),
@@ -125,8 +123,7 @@ class _Runtime:
             generation=assignment.generation,
             options=assignment.options,
             pools={
-                name: self._open_pool(name, settings)
-                for name, settings in assignment.pools.items()
+                name: self._open_pool(name, settings) for name, settings in assignment.pools.items()
             },
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
@@ -137,7 +134,8 @@ class _Runtime:
         self._link.start()
         code = self._run_user_code()
         self._drain()
-        atexit._run_exitfuncs()  # the interpreter is not finalized after a fork: see os._exit
+        # The interpreter of a fork is not finalized (os._exit), but what was registered runs.
+        atexit._run_exitfuncs()  # noqa: SLF001
         return code
 
     # --- signals -------------------------------------------------------------------------------
@@ -227,6 +225,8 @@ class _Runtime:
     def _run_user_code(self) -> int:
         """Run the entry point; say what it raised. Return the exit code that goes with it."""
         try:
+            for name, settings in self._assignment.pools.items():
+                self._pools[name] = self._open_pool(name, settings)
             entry = _resolve(self._assignment.run)
             if inspect.iscoroutinefunction(entry):
                 asyncio.run(entry(self._worker))
@@ -288,17 +288,25 @@ class _Runtime:
                 self._fail(failures)
 
     def _close_pools(self) -> dict[str, CloseReport]:
+        """Close all pools at the same time, so that one's wait is not the other's."""
         reports: dict[str, CloseReport] = {}
 
         def close(name: str) -> None:
             reports[name] = _report(self._worker.pools[name].close(self._closing))
 
-        _all_at_once([lambda name=name: close(name) for name in self._worker.pools])
+        first, *others = self._worker.pools or [""]
+        threads = [threading.Thread(target=close, args=(name,), daemon=True) for name in others]
+        for thread in threads:
+            thread.start()
+        if first:
+            close(first)
+        for thread in threads:
+            thread.join()
         return reports
 
-    def _open_pool(self, name: str, settings: PoolSettings) -> pools.Pool:
+    def _open_pool(self, name: str, settings: PoolSettings) -> Pool:
         who = self._assignment
-        return pools.Pool.from_url(
+        return Pool.from_url(
             settings.url,
             name=name,
             application_name=f"{who.supervisor}/{who.worker}",
@@ -319,17 +327,6 @@ def _resolve(run: str) -> Callable[[Worker], Any]:
     if not callable(target):
         raise TypeError(f"{run} is a {type(target).__name__}, not a function")
     return target  # type: ignore[no-any-return]
-
-
-def _all_at_once(actions: list[Callable[[], None]]) -> None:
-    """Run each action, several in threads of their own, so that one's wait is not the other's."""
-    threads = [threading.Thread(target=action, daemon=True) for action in actions[1:]]
-    for thread in threads:
-        thread.start()
-    for action in actions[:1]:
-        action()
-    for thread in threads:
-        thread.join()
 
 
 def _stats(stats: Any) -> PoolStats:

@@ -37,6 +37,7 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from supervisor import log
 from supervisor.errors import WireError
 from supervisor.protocol import Fork, Load, Loaded, ToTemplate, Unloadable, decode, encode
 from workers import runtime
@@ -122,6 +123,9 @@ class _Template:
         began = time.monotonic()
         setproctitle(f"supervisor: template of {load.name}, generation {load.generation}")
         self._grace = load.grace
+        log.configure(
+            load.log_format, load.log_level
+        )  # what the application configures comes later
         os.environ.update(load.env)
         sys.path[:0] = [folder for folder in load.path if folder not in sys.path]
         runtime.preload(load.schemes)

@@ -110,7 +110,7 @@ class Worker:
         group: str,
         generation: int,
         options: Mapping[str, Any],
-        pools: Mapping[str, Pool],
+        pools: dict[str, Pool],
         log: Any,
         on_ready: Callable[[], None],
     ) -> None:
@@ -120,7 +120,7 @@ class Worker:
         self.ctx = Context.background().with_cancel()
         self.accepting = self.ctx.with_cancel()
         self.options = options
-        self.pools = MappingProxyType(dict(pools))
+        self.pools = MappingProxyType(pools)
         self.sockets: Mapping[str, Any] = MappingProxyType({})
         self.wg = WaitGroup()
         self.log = log

@@ -1,0 +1,28 @@
+"""The configuration: TOML in, frozen settings out, or every problem with its key and line.
+
+`load` is pure but for reading the file, its `url_file`s and the existence of `path`: it creates,
+connects and imports nothing. What each key may be stands beside its field in `settings`; what a
+value may be in `values`; where a key stands in the file in `lines`; the reading in `loading`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "GroupSettings",
+    "LogSettings",
+    "PoolSettings",
+    "Settings",
+    "SupervisorSettings",
+    "load",
+    "redacted",
+]
+
+from supervisor.config.loading import load
+from supervisor.config.settings import (
+    GroupSettings,
+    LogSettings,
+    PoolSettings,
+    Settings,
+    SupervisorSettings,
+)
+from supervisor.config.values import redacted

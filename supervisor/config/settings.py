@@ -1,0 +1,186 @@
+"""The settings: one frozen class a table, one field a key, with what reads it beside its default.
+
+A key that INTERFACE.md promises and this version cannot do stands in LATER until it can: it is
+read and checked like the others and then refused, because a setting that is silently ignored is
+worse than one that is missing. To support it: move it from LATER to a field.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "LATER",
+    "SOCKETS_LACK",
+    "SOCKET_KEYS",
+    "GroupSettings",
+    "Later",
+    "LogSettings",
+    "PoolSettings",
+    "Settings",
+    "SupervisorSettings",
+    "dotted",
+]
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from supervisor.config import values as read
+from supervisor.config.lines import KeyPath, Lines
+from supervisor.core.policy import Restart, RestartPolicy
+from supervisor.errors import Problem
+
+_BARE = re.compile("[A-Za-z0-9_-]+")
+
+
+def _by(reader: read.Reader) -> dict[str, read.Reader]:
+    return {"reader": reader}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorSettings:
+    """[supervisor]. Durations in seconds, paths absolute."""
+
+    name: str = field(metadata=_by(read.name))  # default: the file's stem
+    runtime_dir: str = field(metadata=_by(read.text))  # default: see loading.default_runtime_dir
+    grace: float = field(default=30.0, metadata=_by(read.duration()))
+    abort_margin: float = field(metadata=_by(read.duration(off=True)))  # min(5 s, grace / 4)
+    path: tuple[str, ...] = field(default=(".",), metadata=_by(read.array(read.text)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """[log]. `format` is "console" or "json"; `level` is in lower case."""
+
+    format: str = field(default="console", metadata=_by(read.choice("console", "json")))
+    level: str = field(
+        default="info",
+        metadata=_by(read.choice("debug", "info", "warning", "error", "critical")),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """[pools.NAME], for each worker. Durations in seconds, 0 meaning off.
+
+    `url` is complete, also where it came from `url_file`: the path of a SQLite file is absolute.
+    It may hold a password, so it is in no repr; show `redacted(url)`.
+    """
+
+    url: str = field(repr=False, metadata=_by(read.text))
+    url_file: str = field(default="", metadata=_by(read.text))
+    max_open: int = field(default=10, metadata=_by(read.whole(1, 10_000)))
+    max_idle: int = field(metadata=_by(read.whole(0, 10_000)))  # default: max_open
+    max_lifetime: float = field(default=1800.0, metadata=_by(read.duration(off=True)))
+    max_idle_time: float = field(default=600.0, metadata=_by(read.duration(off=True)))
+    acquire_timeout: float = field(default=3.0, metadata=_by(read.duration()))
+    leak_threshold: float = field(default=5.0, metadata=_by(read.duration(off=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSettings:
+    """[workers.NAME]: a group of equal workers. Durations in seconds.
+
+    `pools` is in the order of the file, and complete where the key is absent. `env` and `options`
+    may hold secrets and are in no repr. They are not to be changed.
+    """
+
+    name: str
+    run: str = field(metadata=_by(read.entry_point))
+    count: int = field(default=1, metadata=_by(read.whole(0, 10_000)))
+    pools: tuple[str, ...] = field(metadata=_by(read.array(read.text)))  # default: all
+    restart: Restart = field(default=Restart.ALWAYS, metadata=_by(read.member(Restart)))
+    max_restarts: int = field(default=5, metadata=_by(read.whole(0, 1_000_000)))
+    restart_window: float = field(default=60.0, metadata=_by(read.duration()))
+    backoff: float = field(default=0.1, metadata=_by(read.duration()))
+    backoff_max: float = field(default=30.0, metadata=_by(read.duration()))
+    on_failed: str = field(default="keep", metadata=_by(read.choice("keep", "exit")))
+    ready_timeout: float = field(default=30.0, metadata=_by(read.duration()))
+    env: dict[str, str] = field(default_factory=dict, repr=False, metadata=_by(read.environment))
+    options: dict[str, Any] = field(default_factory=dict, repr=False, metadata=_by(read.options))
+
+    @property
+    def policy(self) -> RestartPolicy:
+        """The restart policy, as the core takes it."""
+        return RestartPolicy(
+            restart=self.restart,
+            max_restarts=self.max_restarts,
+            window=self.restart_window,
+            backoff=self.backoff,
+            backoff_max=self.backoff_max,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A whole file that is good. Equal when it means the same: a reload compares them.
+
+    `source` is the file's absolute path; `warnings` are things that are allowed and unwise.
+    """
+
+    source: str
+    supervisor: SupervisorSettings
+    log: LogSettings
+    pools: dict[str, PoolSettings]
+    groups: dict[str, GroupSettings]
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
+    lines: Lines = field(compare=False, repr=False)
+
+    def pools_of(self, group: str) -> dict[str, PoolSettings]:
+        """Return the pools of a group's workers, its first pool first."""
+        return {name: self.pools[name] for name in self.groups[group].pools}
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Return what is wrong with a key of this file, found by whoever used its value."""
+        return Problem(dotted(path), message, self.lines.of(path))
+
+
+class Later(NamedTuple):
+    """A key that has no effect yet: what reads it, the value that asks for nothing, what lacks."""
+
+    reader: read.Reader
+    off: Any  # None: every value asks for something
+    lacks: str
+
+
+_BUDGET = "there is no budget over all workers yet"
+_ROLL = "there is no rolling restart yet"
+_RECYCLING = "workers are not replaced for their age or size yet"
+_COMMAND = "there are no commands as workers yet"
+
+SOCKETS_LACK = "there are no shared sockets yet"
+SOCKET_KEYS: dict[str, read.Reader] = {"listen": read.socket_address}
+
+LATER: dict[type, dict[str, Later]] = {
+    SupervisorSettings: {
+        "listen": Later(read.blank_or(read.address), "", "there is no page for metrics yet"),
+        "region": Later(read.blank_or(read.name), "", "servers are not chosen by region yet"),
+    },
+    LogSettings: {},
+    PoolSettings: {
+        "budget": Later(read.whole(1, 1_000_000), None, _BUDGET),
+        "min": Later(read.whole(0, 10_000), None, _BUDGET),
+    },
+    GroupSettings: {
+        "app": Later(read.entry_point, None, "there are no ASGI or WSGI workers yet"),
+        "command": Later(read.array(read.text, least=1), None, _COMMAND),
+        "notify": Later(read.flag, False, _COMMAND),
+        "min_ready_time": Later(read.duration(off=True), None, _ROLL),
+        "surge": Later(read.whole(1, 10_000), None, _ROLL),
+        "hang_timeout": Later(read.duration(off=True), 0.0, "hangs are not detected yet"),
+        "max_age": Later(read.duration(off=True), 0.0, _RECYCLING),
+        "max_rss": Later(read.size, 0, _RECYCLING),
+        "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
+        "sockets": Later(read.array(read.text), (), SOCKETS_LACK),
+    },
+}
+
+
+def dotted(path: KeyPath) -> str:
+    """Return a key's path as it is written in TOML, an array's item as [index]."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if _BARE.fullmatch(part) else repr(part))
+    return text

@@ -1,0 +1,104 @@
+"""What to do, in the imperative: the only outputs of the core, carried out by the loop in order.
+
+An action that fails comes back as an event; none of them returns anything.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Action",
+    "Announce",
+    "Finish",
+    "Kill",
+    "Outcome",
+    "SendCancel",
+    "Spawn",
+    "TakeStacks",
+    "Terminate",
+]
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Make this worker's process. Answered by WorkerBorn or WorkerNotBorn."""
+
+    worker: str
+    group: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    """Send the worker its cancel; times are absolute. Sent again when there is less time than said.
+
+    Nothing comes back when it cannot be sent: a receipt that is missing is what counts.
+    """
+
+    worker: str
+    deadline: float
+    abort_at: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM to the worker itself, which did not answer or cannot."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeStacks:
+    """Get the stack of every thread of the worker from outside. Answered by StacksTaken."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL to the worker's whole process group. Answered by WorkerExited.
+
+    Of a worker that is not born yet: give up whatever should have made it. That is answered by
+    WorkerNotBorn, or by WorkerBorn where it came first after all.
+    """
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """A life-cycle event for the log, the ring and whoever follows. Named as INTERFACE has it."""
+
+    event: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one worker came through the stop; seconds count from the stop's begin.
+
+    What it did before that is negative; None is what it never did. `killed` says in a sentence why
+    it had to be killed in the stop, and is empty where it had not.
+    """
+
+    worker: str
+    acknowledged: float | None
+    drained: float | None
+    exited: float | None
+    killed: str
+    reports: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Every worker is accounted for: end with this code."""
+
+    exit_code: int
+    outcomes: tuple[Outcome, ...]
+
+
+Action = Spawn | SendCancel | Terminate | TakeStacks | Kill | Announce | Finish

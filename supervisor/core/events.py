@@ -1,0 +1,165 @@
+"""What can happen, in the past tense: the only inputs of the core.
+
+A closed set: `WorkerReport` is the union of what happens to one worker, `Event` of all. Adding a
+member without handling it in `worker.Worker.report` or `fleet.Fleet.handle` is a type error.
+
+The order in which the loop hands over what it finds in one turn matters in two places, because
+what is known of one worker comes over two roads, its descriptors and its control socket:
+
+- `WorkerBorn` before anything else of that worker. Its hello can overtake the news of its birth,
+  and what an unborn worker says is not believed.
+- `WorkerExited` after everything that the worker had sent. It is the truth, so it ends the
+  account: what comes later, a last `drained` too, is dropped.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Event",
+    "StacksTaken",
+    "StopNowRequested",
+    "StopRequested",
+    "TimePassed",
+    "WorkerAcknowledged",
+    "WorkerBorn",
+    "WorkerDrained",
+    "WorkerEvent",
+    "WorkerExited",
+    "WorkerFailed",
+    "WorkerLeaving",
+    "WorkerNotBorn",
+    "WorkerReady",
+    "WorkerRegistered",
+    "WorkerReport",
+]
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvent:
+    """Something that happened to one worker, named by its id."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBorn(WorkerEvent):
+    """Its process exists and is the supervisor's own child."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNotBorn(WorkerEvent):
+    """No process came of the spawn, and none will. It is tried again, for as long as it takes.
+
+    `by_application` says that the application is to blame and not the system: its imports ended
+    the template. That counts as a failure of the group, as if a worker had died of it.
+    """
+
+    why: str
+    by_application: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRegistered(WorkerEvent):
+    """It said hello over its control socket and proved itself with its token."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady(WorkerEvent):
+    """It says that it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAcknowledged(WorkerEvent):
+    """It has received the cancel. A claim, like all that a worker says."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDrained(WorkerEvent):
+    """It says that nothing is in flight and its pools are closed; `reports` by pool."""
+
+    reports: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailed(WorkerEvent):
+    """Its user code raised."""
+
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeaving(WorkerEvent):
+    """Somebody else told it to end, and its deadline is wanted."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited(WorkerEvent):
+    """Its process and its whole process group are gone: the truth.
+
+    Exactly one of `code` and `signal` is set. `leftovers` names processes that the worker had
+    left behind in its group, and that were killed; `stacks` what it wrote when it crashed.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+    leftovers: tuple[str, ...] = ()
+    stacks: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StacksTaken(WorkerEvent):
+    """What could be had of its stacks; when nothing, `missing` says why."""
+
+    stacks: str
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Stop gracefully; `grace` (seconds, not negative) overrides the configured one.
+
+    A stop that is under way can only be brought nearer, never put off.
+    """
+
+    cause: str
+    grace: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopNowRequested:
+    """Stop at once: every deadline shrinks to a moment.
+
+    Whether a second signal means this is for whoever reads the signals: a second `stop` command
+    does not.
+    """
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """`next_deadline()` may have been reached. Handed over after all that has happened by then."""
+
+
+WorkerReport = (
+    WorkerBorn
+    | WorkerNotBorn
+    | WorkerRegistered
+    | WorkerReady
+    | WorkerAcknowledged
+    | WorkerDrained
+    | WorkerFailed
+    | WorkerLeaving
+    | WorkerExited
+    | StacksTaken
+)
+Event = WorkerReport | StopRequested | StopNowRequested | TimePassed

@@ -1,0 +1,346 @@
+"""The machine: every decision about the fleet as a whole. Events in, actions out.
+
+Theory of operation. `handle(event, now)` takes one thing that has happened and returns what to do,
+in order. `next_deadline()` says when `TimePassed` is wanted at the latest; after that has been
+handled the next one lies in the future, so the loop cannot spin. Nothing else changes the state.
+
+Decisions are made in three places, none of which knows the one above it: about one worker in
+`worker`, about one group's places and restarts in `group`, and here about the rest: when the fleet is
+ready, how it stops, with what code it ends.
+
+    STARTING  -- every group has been complete once -->  READY
+    STARTING, READY  -- stop requested, or a group failed that is not to be survived -->  STOPPING
+    STOPPING  -- every process group is gone -->  STOPPED
+
+The supervisor runs until it is stopped: groups whose workers have all ended as they should, or that
+have failed, are no reason to go. Members of the WaitGroup are added before they are spawned and
+counted down by `drained` or by their end. The stop is complete when every process group is gone: an
+acknowledgement is a claim.
+
+If `TimePassed` comes much later than it was wanted, the supervisor itself stood still: it was
+stopped, or starved. Who had its chance in that time cannot be told, so nobody is judged in that turn
+and everything due is due that much later. Twice in a row counts as a machine that is slow, not as
+one that slept: there a deadline is a deadline.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "RECEIPT_DUE",
+    "STACKS_DUE",
+    "STOOD_STILL",
+    "STOP_NOW_GRACE",
+    "Fleet",
+    "FleetSnapshot",
+    "GroupSnapshot",
+    "GroupSpec",
+    "Phase",
+    "WorkerSnapshot",
+]
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, assert_never
+
+from supervisor.core import actions as ac
+from supervisor.core import events as ev
+from supervisor.core import snapshot
+from supervisor.core.group import Group, GroupSpec, Slot
+from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot, WorkerSnapshot
+from supervisor.core.waitgroup import WaitGroup
+from supervisor.core.worker import (
+    NEVER,
+    RECEIPT_DUE,
+    STACKS_DUE,
+    STOP_NOW_GRACE,
+    Notice,
+    Step,
+    Terms,
+    Worker,
+)
+from supervisor.errors import InvariantError
+
+# Seconds that `TimePassed` may be late before it means that the supervisor stood still. A turn of
+# the loop takes milliseconds, with hundreds of workers tens of them.
+STOOD_STILL = 1.0
+
+
+class Phase(Enum):
+    """What the supervisor as a whole is about."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+    @property
+    def shown(self) -> str:
+        """The word that `status` has for this phase."""
+        return Phase.STOPPING.value if self is Phase.STOPPED else self.value
+
+
+class Fleet:
+    """The decisions of one supervisor. Not thread-safe: the loop owns it.
+
+    Args:
+        groups: what to keep running.
+        grace: seconds from a cancel to its deadline.
+        abort_margin: seconds before the deadline at which work in flight is cancelled; not above
+            `grace`.
+        draw: uniform numbers from 0 to 1, for jitter.
+    """
+
+    def __init__(
+        self,
+        groups: tuple[GroupSpec, ...],
+        *,
+        grace: float,
+        abort_margin: float,
+        draw: Callable[[], float],
+    ) -> None:
+        self._terms = Terms(grace, abort_margin)
+        self._phase = Phase.STARTING
+        self._generation = 1
+        self._groups = {spec.name: Group(spec, draw) for spec in groups}
+        # Those that have not ended, each with its place. Invariant: the worker is in that slot.
+        self._workers: dict[str, Worker] = {}
+        self._slot_of: dict[str, Slot] = {}
+        self._waitgroup = WaitGroup()
+        self._outbox: list[ac.Action] = []  # shared with every worker; emptied by _take
+        self._stop_began = 0.0
+        self._stop_deadline = NEVER
+        self._killed_before: set[str] = set()  # whose SIGKILL is no doing of the stop
+        self._ended: list[Worker] = []  # those that ended during the stop, for its report
+        self._excused = False  # whether nobody was judged when something was due last
+
+    # --- the three entries -----------------------------------------------------------------------
+
+    def start(self, now: float) -> list[ac.Action]:
+        """Return what brings up every group. Called once, before anything else."""
+        for slot in self._slots():
+            self._spawn(slot, now)
+        self._note_readiness(*self._groups.values())
+        return self._take()
+
+    def handle(self, event: ev.Event, now: float) -> list[ac.Action]:
+        """Return what to do about `event`. `now` never goes back.
+
+        Raises:
+            InvariantError: a bug of ours.
+        """
+        match event:
+            case ev.WorkerEvent():
+                self._reported(event, now)
+            case ev.StopRequested():
+                self._stop(event.cause, self._terms.notice(now, "stop", event.grace), now)
+            case ev.StopNowRequested():
+                self._stop(event.cause, self._terms.notice_at_once(now, "stop"), now)
+            case ev.TimePassed():
+                self._time_passed(now)
+            case _:
+                assert_never(event)
+        return self._take()
+
+    def next_deadline(self) -> float | None:
+        """Return the moment by which `TimePassed` is wanted, or None when nothing is due."""
+        due = min((worker.due for worker in self._workers.values()), default=NEVER)
+        for slot in self._slots():
+            if slot.restart_due is not None and slot.restart_due < due:
+                due = slot.restart_due
+        return None if due == NEVER else due
+
+    def _take(self) -> list[ac.Action]:
+        actions = self._outbox.copy()
+        self._outbox.clear()
+        return actions
+
+    # --- workers come and go ---------------------------------------------------------------------
+
+    def _spawn(self, slot: Slot, now: float) -> None:
+        if slot.worker is not None or self._phase is Phase.STOPPING:
+            raise InvariantError(f"BUG: a second worker for a slot of {slot.group.spec.name}")
+        spec = slot.group.spec
+        worker = Worker(
+            slot.group.next_id(),
+            spec.name,
+            self._generation,
+            ready_timeout=spec.ready_timeout,
+            terms=self._terms,
+            now=now,
+            outbox=self._outbox,
+        )
+        slot.worker = worker
+        slot.restart_due = None
+        self._workers[worker.id] = worker
+        self._slot_of[worker.id] = slot
+        self._waitgroup.add(worker.id)  # before it can possibly end
+        self._outbox.append(ac.Spawn(worker.id, worker.group, worker.generation))
+
+    def _reported(self, report: ev.WorkerReport, now: float) -> None:
+        worker = self._workers.get(report.worker)
+        if worker is None or not worker.report(report, now):
+            return  # it has ended, or says what it has said before
+        slot = self._slot_of[worker.id]
+        match report:
+            case ev.WorkerBorn():
+                slot.births += 1
+            case ev.WorkerReady():
+                self._note_readiness(slot.group)
+            case ev.WorkerDrained():
+                self._waitgroup.done(worker.id)
+            case ev.WorkerNotBorn() | ev.WorkerExited():
+                self._worker_ended(worker, slot, now)
+            case _:
+                pass  # nobody's business but the worker's
+
+    def _worker_ended(self, worker: Worker, slot: Slot, now: float) -> None:
+        """Take the worker off the books, once, and decide what comes after it."""
+        del self._workers[worker.id], self._slot_of[worker.id]
+        slot.worker = None
+        self._waitgroup.done(worker.id)
+        self._waitgroup.forget(worker.id)
+        if self._phase is Phase.STOPPING:
+            self._ended.append(worker)
+            self._finish_if_all_ended()
+            return
+        if slot.group.worker_ended(slot, worker, now):
+            self._group_failed(slot.group, worker, now)
+        else:
+            self._spawn_what_is_due(now)
+            self._note_readiness(slot.group)
+
+    def _group_failed(self, group: Group, last: Worker, now: float) -> None:
+        self._announce("group.failed", **last.who, reason=group.failure)
+        if group.spec.exit_on_failed:
+            cause = f"group {group.spec.name} has failed"
+            self._stop(cause, self._terms.notice(now, "stop"), now)
+
+    def _note_readiness(self, *groups: Group) -> None:
+        for group in groups:
+            group.note_readiness()
+        if self._phase is Phase.STARTING and all(g.was_ready for g in self._groups.values()):
+            self._phase = Phase.READY
+            self._announce(
+                "supervisor.ready", generation=self._generation, workers=len(self._workers)
+            )
+
+    # --- the stop --------------------------------------------------------------------------------
+
+    def _stop(self, cause: str, notice: Notice, now: float) -> None:
+        """Begin the stop, or bring the end of the one that is under way nearer."""
+        if self._phase is Phase.STOPPED or notice.deadline >= self._stop_deadline:
+            return
+        if self._phase is not Phase.STOPPING:
+            self._phase = Phase.STOPPING
+            self._stop_began = now
+            self._killed_before = {w.id for w in self._workers.values() if w.kill_reason}
+            for slot in self._slots():
+                slot.restart_due = None
+        self._stop_deadline = notice.deadline
+        self._announce(
+            "supervisor.stopping",
+            cause=cause,
+            workers=len(self._workers),
+            grace_seconds=_round(notice.deadline - now),
+        )
+        for worker in self._workers.values():
+            worker.cancel(notice, now)
+        self._finish_if_all_ended()
+
+    def _finish_if_all_ended(self) -> None:
+        if self._workers:
+            return
+        if self._waitgroup.outstanding:
+            raise InvariantError(f"BUG: {self._waitgroup.outstanding} ended but are outstanding")
+        self._phase = Phase.STOPPED
+        outcomes = tuple(self._outcome(worker) for worker in self._ended if worker.pid is not None)
+        killed = [outcome.worker for outcome in outcomes if outcome.killed]
+        failed = [group.spec.name for group in self._groups.values() if group.failure]
+        exit_code = 1 if killed or failed else 0
+        self._announce(
+            "supervisor.stopped",
+            exit_code=exit_code,
+            workers=len(outcomes),
+            drained=sum(outcome.drained is not None for outcome in outcomes),
+            killed=killed,
+            failed_groups=failed,
+        )
+        self._outbox.append(ac.Finish(exit_code, outcomes))
+
+    def _outcome(self, worker: Worker) -> ac.Outcome:
+        def since(step: Step) -> float | None:
+            at = worker.history.get(step)
+            return None if at is None else _round(at - self._stop_began)
+
+        return ac.Outcome(
+            worker=worker.id,
+            acknowledged=since(Step.ACKNOWLEDGED),
+            drained=since(Step.DRAINED),
+            exited=since(Step.EXITED),
+            killed="" if worker.id in self._killed_before else worker.kill_reason,
+            reports=worker.reports,
+        )
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _time_passed(self, now: float) -> None:
+        if not self._stood_still(now):
+            for worker in self._workers.values():
+                worker.time_passed(now)
+        self._spawn_what_is_due(now)
+
+    def _stood_still(self, now: float) -> bool:
+        """Tell whether it was the supervisor that did not move, and leave that time out."""
+        late = now - min((worker.due for worker in self._workers.values()), default=NEVER)
+        if late < 0:
+            return False
+        self._excused = late >= STOOD_STILL and not self._excused
+        if self._excused:
+            self._stop_deadline = max(self._stop_deadline + late, now + RECEIPT_DUE)
+            for worker in self._workers.values():
+                worker.excuse(late, now)
+        return self._excused
+
+    def _spawn_what_is_due(self, now: float) -> None:
+        for slot in self._slots():
+            if slot.restart_due is not None and slot.restart_due <= now:
+                self._spawn(slot, now)
+
+    # --- small things ----------------------------------------------------------------------------
+
+    def _slots(self) -> Iterator[Slot]:
+        for group in self._groups.values():
+            yield from group.slots
+
+    def _announce(self, event: str, **fields: Any) -> None:
+        self._outbox.append(ac.Announce(event, fields))
+
+    # --- for status and tests --------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """What the supervisor as a whole is about."""
+        return self._phase
+
+    def worker_of(self, worker_id: str) -> WorkerSnapshot | None:
+        """Return one living worker, or None."""
+        worker = self._workers.get(worker_id)
+        return None if worker is None else self._snapshot_of(worker)
+
+    def snapshot(self) -> FleetSnapshot:
+        """Return the fleet as it is now; changes nothing."""
+        return FleetSnapshot(
+            state=self._phase.shown,
+            generation=self._generation,
+            groups=tuple(snapshot.of_group(group) for group in self._groups.values()),
+            workers=tuple(self._snapshot_of(worker) for worker in self._workers.values()),
+            outstanding=self._waitgroup.outstanding,
+            deadline=None if self._stop_deadline == NEVER else self._stop_deadline,
+        )
+
+    def _snapshot_of(self, worker: Worker) -> WorkerSnapshot:
+        return snapshot.of_worker(worker, self._slot_of[worker.id].restarts)
+
+
+def _round(seconds: float) -> float:
+    return round(seconds, 6)

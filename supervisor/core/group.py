@@ -1,0 +1,138 @@
+"""One group of equal workers: its slots, who is replaced and when, and whether it has failed.
+
+A worker that ends uninvited leaves its slot in one of three ways: backing off before its successor,
+finished (it ended as it should, and its restart type asks for no other), or as the last straw: the
+group has failed for good. A group has failed when it had more failures than its window allows, or
+when a worker failed that is never restarted: nobody will make that good. The workers that a failed
+group still has go on; none of them is replaced any more.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SPAWN_RETRY", "Group", "GroupSpec", "Slot"]
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from supervisor.core import policy
+from supervisor.core.lifecycle import State
+from supervisor.core.worker import Step, Worker
+
+# Seconds before a spawn that the system refused is tried again, at least: a configured back-off of
+# zero is meant for workers that have run, and would spin here.
+SPAWN_RETRY = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """One group of equal workers, as the core sees it; durations in seconds."""
+
+    name: str
+    count: int
+    policy: policy.RestartPolicy = field(default_factory=policy.RestartPolicy)
+    ready_timeout: float = 30.0
+    exit_on_failed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place for one worker at a time; what it remembers outlives the worker."""
+
+    group: Group
+    worker: Worker | None = None
+    restart_due: float | None = None  # when its next worker is to be spawned
+    finished: bool = False  # its last worker ended as it should, and wants no successor
+    attempt: int = 0  # restarts since the last quiet window: the exponent of the back-off
+    births: int = 0
+
+    @property
+    def restarts(self) -> int:
+        """How many workers were born here after the first."""
+        return max(0, self.births - 1)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its worker serves now."""
+        return self.worker is not None and self.worker.state is State.READY
+
+
+class Group:
+    """The books of one group. Written by its own methods, its slots' workers by Fleet.
+
+    Args:
+        spec: what it is to be.
+        draw: uniform numbers from 0 to 1, for jitter.
+    """
+
+    def __init__(self, spec: GroupSpec, draw: Callable[[], float]) -> None:
+        self.spec = spec
+        self.slots = [Slot(self) for _ in range(spec.count)]
+        self.failure = ""  # why it has failed for good; empty: it has not
+        self.was_ready = False  # it has been complete once; written by note_readiness
+        self._serial = 0  # the last number given
+        self._draw = draw
+        self._intensity = policy.Intensity()
+
+    def next_id(self) -> str:
+        """Return a name that was never used before."""
+        self._serial += 1
+        return f"{self.spec.name}-{self._serial}"
+
+    @property
+    def ready(self) -> int:
+        """How many of its workers serve now."""
+        return sum(slot.is_ready for slot in self.slots)
+
+    @property
+    def state(self) -> str:
+        """The word that `status` has for this group."""
+        if self.failure:
+            return "failed"
+        if self.ready >= self.spec.count:
+            return "ready"
+        return "degraded" if self.was_ready else "starting"
+
+    def note_readiness(self) -> None:
+        """Remember when every slot serves, or has done what it was for."""
+        self.was_ready = self.was_ready or all(
+            slot.is_ready or slot.finished for slot in self.slots
+        )
+
+    def worker_ended(self, slot: Slot, worker: Worker, now: float) -> bool:
+        """Decide what becomes of a slot whose worker ended uninvited.
+
+        Returns:
+            True when the group has failed by this.
+        """
+        rules = self.spec.policy
+        if self.failure:
+            return False
+        if worker.pid is None and not worker.failed:  # nothing has run: that is nobody's failure
+            self._back_off(slot, worker, now, at_least=SPAWN_RETRY)
+        elif worker.failed and rules.restart is policy.Restart.NEVER:
+            self._fail(f"{worker.id} failed, and is not to be restarted")
+        elif worker.failed and self._intensity.count_failure(rules, now):
+            self._fail(
+                f"{len(self._intensity.times)} failures within {rules.window:g} s, "
+                f"at most {rules.max_restarts} are allowed; the last was {worker.id}"
+            )
+        elif policy.wants_restart(rules.restart, failed=worker.failed):
+            self._back_off(slot, worker, now)
+        else:
+            slot.finished = True
+        return bool(self.failure)
+
+    def _back_off(self, slot: Slot, worker: Worker, now: float, at_least: float = 0.0) -> None:
+        rules = self.spec.policy
+        # Quiet is what has served for a whole window; to wait for a restart, or to start, is not.
+        if now - worker.history.get(Step.READY, now) >= rules.window:
+            slot.attempt = 0
+        slot.restart_due = now + max(
+            at_least, policy.backoff_delay(rules, slot.attempt, self._draw)
+        )
+        slot.attempt += 1
+
+    def _fail(self, why: str) -> None:
+        self.failure = why
+        for slot in self.slots:
+            slot.restart_due = None

@@ -1,0 +1,82 @@
+"""The fleet at one moment, as `status` shows it and tests assert on it. Reads, decides nothing."""
+
+from __future__ import annotations
+
+__all__ = ["FleetSnapshot", "GroupSnapshot", "WorkerSnapshot", "of_group", "of_worker"]
+
+from dataclasses import dataclass
+
+from supervisor.core.group import Group
+from supervisor.core.lifecycle import State
+from supervisor.core.worker import NEVER, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSnapshot:
+    """One living worker. `restarts` is that of its place; times are absolute."""
+
+    id: str
+    group: str
+    pid: int | None
+    generation: int
+    state: str
+    ready: bool
+    restarts: int
+    spawned_at: float
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSnapshot:
+    """One group. `finished` workers ended as they should and are not replaced."""
+
+    name: str
+    count: int
+    ready: int
+    state: str
+    restarts: int
+    failure: str
+    next_restart: float | None
+    finished: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """The fleet. `outstanding` are the members that the WaitGroup still waits for."""
+
+    state: str
+    generation: int
+    groups: tuple[GroupSnapshot, ...]
+    workers: tuple[WorkerSnapshot, ...]
+    outstanding: tuple[str, ...]
+    deadline: float | None
+
+
+def of_worker(worker: Worker, restarts: int) -> WorkerSnapshot:
+    """Return one worker as it is now."""
+    return WorkerSnapshot(
+        id=worker.id,
+        group=worker.group,
+        pid=worker.pid,
+        generation=worker.generation,
+        state=worker.state.shown,
+        ready=worker.state is State.READY,
+        restarts=restarts,
+        spawned_at=worker.spawned_at,
+        deadline=None if worker.deadline == NEVER else worker.deadline,
+    )
+
+
+def of_group(group: Group) -> GroupSnapshot:
+    """Return one group as it is now."""
+    dues = [slot.restart_due for slot in group.slots if slot.restart_due is not None]
+    return GroupSnapshot(
+        name=group.spec.name,
+        count=group.spec.count,
+        ready=group.ready,
+        state=group.state,
+        restarts=sum(slot.restarts for slot in group.slots),
+        failure=group.failure,
+        next_restart=min(dues, default=None),
+        finished=sum(slot.finished for slot in group.slots),
+    )

@@ -1,0 +1,423 @@
+"""One worker: every decision about it from its spawn to its end. It knows nothing of other workers.
+
+Theory of operation. `report` takes what the worker or the world says of it, `cancel` has it end,
+`time_passed` takes the steps that are due. What to do is put into the outbox, in order.
+
+The way down, for a worker that is told to end by its deadline D:
+
+    cancel  -- no receipt within RECEIPT_DUE -->  SIGTERM
+       | acknowledged, drained, exited
+       +-- still there at D -->  its stacks  -- at most STACKS_DUE -->  SIGKILL to its process group
+
+One that has not said hello has no work yet, and no socket to be told over: it gets SIGTERM at once.
+One that is not born is waited for like a receipt, then given up. One that ends by itself (its code
+returned or raised) is not cancelled, but D is set for it all the same: nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "NEVER",
+    "RECEIPT_DUE",
+    "STACKS_DUE",
+    "STOP_NOW_GRACE",
+    "Notice",
+    "Step",
+    "Terms",
+    "Worker",
+]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, assert_never
+
+from supervisor.core import actions as ac
+from supervisor.core import events as ev
+from supervisor.core.lifecycle import Decision, State, after_decision, after_report
+
+# Seconds from cancel to its receipt. It comes from a thread that does nothing else, so after that
+# this thread is taken for dead.
+RECEIPT_DUE = 1.0
+# Seconds from the deadline to SIGKILL, for the stacks to be written and read.
+STACKS_DUE = 0.25
+# With STACKS_DUE and a slow turn of the loop this keeps "SIGKILL after at most one second".
+STOP_NOW_GRACE = 0.5
+
+NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """By when a worker has to be gone, how long before that its work is cancelled, and why."""
+
+    deadline: float
+    abort_margin: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How much time workers have to end, in seconds; `abort_margin` is not above `grace`."""
+
+    grace: float
+    abort_margin: float
+
+    def notice(self, now: float, cause: str, grace: float | None = None) -> Notice:
+        """Return a notice given now; less time than usual leaves the same share for aborting."""
+        if grace is None:
+            grace = self.grace
+        share = min(1.0, grace / self.grace) if self.grace else 1.0
+        return Notice(now + grace, self.abort_margin * share, cause)
+
+    def notice_at_once(self, now: float, cause: str) -> Notice:
+        """Return the shortest notice: all of its moment is for aborting."""
+        return Notice(now + STOP_NOW_GRACE, STOP_NOW_GRACE, cause)
+
+
+class Step(Enum):
+    """What a worker has gone through. The value is what the ladder of a kill shows."""
+
+    SPAWNED = "spawned"
+    REGISTERED = "registered"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancel"
+    TERMINATED = "SIGTERM"
+    ACKNOWLEDGED = "acknowledged"
+    DRAINED = "drained"
+    STACKS = "stacks"
+    KILLED = "SIGKILL"
+    EXITED = "exited"
+
+
+_BEFORE_THE_LADDER = (Step.SPAWNED, Step.REGISTERED, Step.READY)
+
+
+class Worker:
+    """One incarnation, from its spawn to its end. Written by its own methods only.
+
+    Args:
+        worker_id: its name, never used again.
+        group: the name of its group.
+        generation: of the code that it runs.
+        ready_timeout: seconds from its spawn until it must be ready.
+        terms: how much time it has to end.
+        now: when its spawn was asked for.
+        outbox: where actions are put.
+    """
+
+    __slots__ = (
+        "_abort_margin",
+        "_cause",
+        "_outbox",
+        "_ready_timeout",
+        "_terms",
+        "deadline",
+        "due",
+        "failed",
+        "fault",
+        "generation",
+        "group",
+        "history",
+        "id",
+        "kill_reason",
+        "pid",
+        "reports",
+        "spawned_at",
+        "state",
+    )
+
+    def __init__(
+        self,
+        worker_id: str,
+        group: str,
+        generation: int,
+        *,
+        ready_timeout: float,
+        terms: Terms,
+        now: float,
+        outbox: list[ac.Action],
+    ) -> None:
+        self.id = worker_id
+        self.group = group
+        self.generation = generation
+        self.pid: int | None = None
+        self.state = State.SPAWNING
+        self.spawned_at = now
+        self.due = now + ready_timeout  # when its next step is due
+        self.deadline = NEVER  # by when it must be gone, once that is settled
+        self.history: dict[Step, float] = {}  # when each step was taken, in the order of the steps
+        self.reports: Mapping[str, Any] = {}  # pool -> close report, as it said
+        self.fault = ""  # why it counts as failed even when it ends with code 0
+        self.failed = False  # settled by its end
+        self.kill_reason = ""
+        self._abort_margin = 0.0  # this and the cause are what it is told beside the deadline
+        self._cause = ""
+        self._ready_timeout = ready_timeout
+        self._terms = terms
+        self._outbox = outbox
+
+    @property
+    def who(self) -> dict[str, Any]:
+        """The fields that every event about this worker has."""
+        return {
+            "worker": self.id,
+            "group": self.group,
+            "pid": self.pid,
+            "generation": self.generation,
+        }
+
+    # --- what is reported of it ------------------------------------------------------------------
+
+    def report(self, report: ev.WorkerReport, now: float) -> bool:
+        """Take a report; False when it is stale, doubled or forged, and has changed nothing."""
+        state = after_report(self.state, report)
+        if state is None:
+            return False
+        if isinstance(report, ev.WorkerFailed) and Step.FAILED in self.history:
+            return False  # while it is told to end, failing does not change its state
+        self.state = state
+        match report:
+            case ev.WorkerBorn():
+                self._born(report.pid, now)
+            case ev.WorkerNotBorn():
+                self._not_born(report)
+            case ev.WorkerRegistered():
+                self._registered(now)
+            case ev.WorkerReady():
+                self._ready(now)
+            case ev.WorkerAcknowledged():
+                self._acknowledged(now)
+            case ev.WorkerDrained():
+                self._drained(report.reports, now)
+            case ev.WorkerFailed():
+                self._raised(report, now)
+            case ev.WorkerLeaving():
+                self.cancel(self._terms.notice(now, report.why), now)
+            case ev.StacksTaken():
+                self._kill(report.stacks, report.missing, now)
+            case ev.WorkerExited():
+                self._exited(report, now)
+            case _:
+                assert_never(report)
+        return True
+
+    def _born(self, pid: int, now: float) -> None:
+        self.pid = pid
+        self.history[Step.SPAWNED] = now
+        self._announce("worker.spawned")
+        if self.state is State.EVICTED:
+            if self.deadline == NEVER:  # it was given up for being late, and here it is
+                self._take(self._terms.notice(now, self.fault))
+            self._evict(now)
+
+    def _not_born(self, report: ev.WorkerNotBorn) -> None:
+        self.due = NEVER
+        self.failed = report.by_application or bool(self.fault)
+        if self.deadline == NEVER:  # else it was not wanted any more
+            why = f"it {self.fault}: {report.why}" if self.fault else report.why
+            self._announce("worker.not_spawned", error=why)
+
+    def _registered(self, now: float) -> None:
+        self.history[Step.REGISTERED] = now
+        if self.state is State.TERMINATING:
+            self._send_cancel()
+
+    def _ready(self, now: float) -> None:
+        self.history[Step.READY] = now
+        self.due = NEVER
+        self._announce("worker.ready", seconds=_round(now - self.spawned_at))
+
+    def _acknowledged(self, now: float) -> None:
+        self.history[Step.ACKNOWLEDGED] = now
+        self.due = self.deadline
+        self._announce("worker.acknowledged", **self._since_cancel(now))
+
+    def _drained(self, reports: Mapping[str, Any], now: float) -> None:
+        self.history[Step.DRAINED] = now
+        self.reports = reports
+        if self.deadline == NEVER:  # its code has returned by itself
+            self.deadline = now + self._terms.grace
+        self.due = self.deadline
+        self._announce("worker.drained", reports=reports, **self._since_cancel(now))
+
+    def _raised(self, report: ev.WorkerFailed, now: float) -> None:
+        self.history[Step.FAILED] = now
+        self.fault = "failed"
+        if self.state is State.FAILING:  # nobody has told it to end: it drains itself
+            self.deadline = self.due = now + self._terms.grace
+        self._announce("worker.failed", error=report.error, traceback=report.traceback)
+
+    def _exited(self, report: ev.WorkerExited, now: float) -> None:
+        self.history[Step.EXITED] = now
+        self.due = NEVER
+        self.failed = bool(report.code) or report.signal is not None or bool(self.fault)
+        how = {"code": report.code} if report.signal is None else {"signal": report.signal}
+        details = {
+            "reason": self.fault,
+            "leftovers": list(report.leftovers),
+            "stacks": report.stacks,
+        }
+        self._announce(
+            "worker.exited",
+            **how,
+            uptime_seconds=_round(now - self.spawned_at),
+            **{name: value for name, value in details.items() if value},
+        )
+
+    # --- what is decided about it ----------------------------------------------------------------
+
+    def cancel(self, notice: Notice, now: float) -> None:
+        """Have it end by the notice's deadline, or sooner where that was said before."""
+        before, self.state = self.state, after_decision(self.state, Decision.CANCEL)
+        hurried = self._take(notice)
+        match self.state:
+            case State.CANCELLING if before is not State.CANCELLING:
+                self._announce_cancelled(now)
+                self._send_cancel()
+                self.due = min(now + RECEIPT_DUE, self.deadline)
+            case State.EVICTED if before is State.STARTING:
+                self._evict(now)
+            case State.DOOMED if before is State.SPAWNING:
+                self.due = min(now + RECEIPT_DUE, self.deadline)
+            case State.CANCELLING | State.TERMINATING | State.DRAINING:
+                self.due = min(self.due, self.deadline)
+                if hurried:
+                    self._send_cancel()
+            case State.DOOMED | State.EVICTED | State.DRAINED:
+                self.due = min(self.due, self.deadline)
+            case _:
+                pass  # given up, or out of time: there is nothing left to hurry
+
+    def time_passed(self, now: float) -> None:
+        """Take every step that is due; afterwards the next one lies in the future."""
+        while self.due <= now:
+            self._next_step(now)
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """Leave out of account that the supervisor stood still for so long.
+
+        Whatever was due is due that much later, and not before the worker has had the time of a
+        receipt in which to be heard.
+        """
+        earliest = now + RECEIPT_DUE
+        if self.due < NEVER:
+            self.due = max(self.due + seconds, earliest)
+        self.deadline = max(self.deadline + seconds, earliest)
+
+    def _next_step(self, now: float) -> None:
+        match self.state:
+            case State.SPAWNING:
+                self.fault = self._late("was not spawned")
+                self._give_up()
+            case State.DOOMED:
+                self._give_up()
+            case State.STARTING:
+                self.fault = self._late("did not say hello")
+                self.deadline = now
+                self._take_stacks(now)
+            case State.REGISTERED:
+                self.fault = self._late("was not ready")
+                self.cancel(self._terms.notice(now, self.fault), now)
+            case State.CANCELLING if now < self.deadline:
+                self._terminate(now)
+            case State.DUMPING:
+                self._kill("", f"it wrote none within {STACKS_DUE:g} s", now)
+            case _:
+                self._take_stacks(now)
+
+    def _give_up(self) -> None:
+        self.state = after_decision(self.state, Decision.GIVE_UP)
+        self.due = NEVER
+        self._outbox.append(ac.Kill(self.id))
+
+    def _evict(self, now: float) -> None:
+        self._announce_cancelled(now)
+        self.history[Step.TERMINATED] = now
+        self.due = max(now, self.deadline)  # one that is born too late is not "due long since"
+        self._outbox.append(ac.Terminate(self.id))
+
+    def _terminate(self, now: float) -> None:
+        self.state = after_decision(self.state, Decision.TERMINATE)
+        self.history[Step.TERMINATED] = now
+        self.due = self.deadline
+        self._outbox.append(ac.Terminate(self.id))
+
+    def _take_stacks(self, now: float) -> None:
+        self.state = after_decision(self.state, Decision.TAKE_STACKS)
+        self.history[Step.STACKS] = now
+        self.due = now + STACKS_DUE
+        self._outbox.append(ac.TakeStacks(self.id))
+
+    def _kill(self, stacks: str, missing: str, now: float) -> None:
+        self.state = after_decision(self.state, Decision.KILL)
+        self.history[Step.KILLED] = now
+        self.due = NEVER
+        self.kill_reason = self._why_killed()
+        self._announce(
+            "worker.killed",
+            why=self.kill_reason,
+            ladder=self._ladder(),
+            stacks=stacks,
+            **({"stacks_missing": missing} if missing else {}),
+        )
+        self._outbox.append(ac.Kill(self.id))
+
+    # --- what it is told --------------------------------------------------------------------------
+
+    def _take(self, notice: Notice) -> bool:
+        """Settle the deadline; False when what has been said before leaves no more time."""
+        before = (self.deadline, self._abort_margin)
+        self.deadline = min(self.deadline, notice.deadline)
+        self._abort_margin = max(self._abort_margin, notice.abort_margin)
+        self._cause = self._cause or notice.cause
+        return (self.deadline, self._abort_margin) != before
+
+    def _send_cancel(self) -> None:
+        abort_at = self.deadline - self._abort_margin
+        self._outbox.append(ac.SendCancel(self.id, self.deadline, abort_at, self._cause))
+
+    # --- what is told of it -----------------------------------------------------------------------
+
+    def _announce(self, event: str, **fields: Any) -> None:
+        self._outbox.append(ac.Announce(event, self.who | fields))
+
+    def _announce_cancelled(self, now: float) -> None:
+        self.history[Step.CANCELLED] = now
+        left = max(0.0, self.deadline - now)
+        self._announce("worker.cancelled", cause=self._cause, grace_seconds=_round(left))
+
+    def _since_cancel(self, now: float) -> dict[str, float]:
+        cancelled = self.history.get(Step.CANCELLED)
+        return {} if cancelled is None else {"seconds": _round(now - cancelled)}
+
+    def _late(self, what: str) -> str:
+        return f"{what} within {self._ready_timeout:g} s"
+
+    def _ladder(self) -> list[tuple[str, float]]:
+        """Return the steps since it was to end, each with the seconds since the first of them."""
+        steps = [item for item in self.history.items() if item[0] not in _BEFORE_THE_LADDER]
+        began = steps[0][1]
+        return [(step.value, _round(at - began)) for step, at in steps]
+
+    def _why_killed(self) -> str:
+        """Say the last thing that it did as it should, what is missing, and since when."""
+        if Step.DRAINED in self.history:
+            what = "it said that it was drained but did not exit"
+        elif Step.ACKNOWLEDGED in self.history:
+            what = "it acknowledged the cancel but did not drain by its deadline"
+        elif Step.CANCELLED in self.history:
+            heard = Step.REGISTERED in self.history
+            missing = "acknowledge the cancel" if heard else "say hello"
+            what = f"it did not {missing} and did not end by its deadline"
+        elif Step.FAILED in self.history:
+            what = "its code raised and it did not end by its deadline"
+        else:
+            return f"it {self.fault}"
+        ladder = self._ladder()
+        return f"{what}: {ladder[-1][1]:.3g} s after {ladder[0][0]}"
+
+
+def _round(seconds: float) -> float:
+    return round(seconds, 6)
