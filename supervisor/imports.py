@@ -153,16 +153,15 @@ def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> st
             # Without an answer it has died, or closed its descriptors and is about to die.
             has_ended = told is None and _wait((pidfd,), deadline)
         finally:
-            _kill(process)
             os.close(pidfd)
-        if told is not None:
-            return told
-        what = f'importing "{_module(group)}"'
-        if not has_ended:
-            return f"{what} had not ended after {timeout:g} s"
-        code = process.exitcode
-        end = f"exit code {code}" if code >= 0 else signal.strsignal(-code)
-        return f"{what} ended the process ({end})"
+            code = _kill(process)
+    if told is not None:
+        return told
+    what = f'importing "{_module(group)}"'
+    if not has_ended:
+        return f"{what} had not ended after {timeout:g} s"
+    end = f"exit code {code}" if code >= 0 else signal.strsignal(-code)
+    return f"{what} ended the process ({end})"
 
 
 def _wait(fds: Sequence[int], deadline: float) -> bool:
@@ -183,12 +182,18 @@ def _received(answers: Any) -> str | None:
     return None
 
 
-def _kill(process: Any) -> None:
-    """End the child and its process group. Its pid cannot be another's: it is not reaped yet."""
+def _kill(process: Any) -> int:
+    """End the child and its process group; return its exit code.
+
+    Its pid is nobody else's: it is reaped here and nowhere before.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()  # it may not have made its group yet
     process.join()
+    code = int(process.exitcode)
+    process.close()
+    return code
 
 
 def _answer(answer: Any, run: str, path: Sequence[str], env: Mapping[str, str]) -> None:

@@ -4,9 +4,6 @@ Nothing stops at the first problem. A value that is bad is left out of the check
 it, so that one mistake makes one problem, and a key that was only misspelt is not missed as well.
 """
 
-# pathlib cannot take ".." out of a path without following symbolic links, which we must not: in
-# Kubernetes a mounted file is a link into a folder that is gone after its next change.
-# ruff: noqa: PTH100, PTH110, PTH117, PTH118, PTH119, PTH120, PTH122
 from __future__ import annotations
 
 __all__ = ["default_runtime_dir", "load"]
@@ -63,6 +60,8 @@ def load(source: str | os.PathLike[str], *, env: Mapping[str, str], uid: int) ->
     Raises:
         ConfigError: with every problem there is, in the order of the lines.
     """
+    # Links are not followed: one that Kubernetes mounts leads into a folder that the next change
+    # of the configuration removes.
     path = os.path.abspath(source)
     try:
         text, mode = _contents(path, MAX_BYTES)

@@ -120,7 +120,7 @@ def quoted(text: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that was probably meant."""
-    import difflib  # noqa: PLC0415  costs milliseconds, and only a faulty file needs it
+    import difflib  # it costs milliseconds, and only a faulty file needs it
 
     by_lower = {each.lower(): each for each in known}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
@@ -445,7 +445,7 @@ def _resolved_sqlite(rest: str, folder: str) -> str:
         return f"sqlite:///:memory:{mark}{query}"
     if "?" in folder:
         raise Unfit('the folder of the file holds a "?", which ends the path in a URL')
-    return f"sqlite:///{os.path.normpath(os.path.join(folder, path[1:]))}{mark}{query}"  # noqa: PTH118  as in loading
+    return f"sqlite:///{os.path.normpath(os.path.join(folder, path[1:]))}{mark}{query}"
 
 
 def redacted(url: str) -> str:
