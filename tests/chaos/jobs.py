@@ -21,13 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from tests.servers import PostgreSQLServer, postgresql_binaries
 from tests.supervised import REPO, Supervised, wait_until
-from tests.workers.jobs_databases import Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.workers.jobs.databases import Database, PostgreSQLDatabase, SQLiteDatabase
 
 CONFIG = """
 [pools.main]
@@ -39,11 +41,11 @@ max_restarts = 1000000
 backoff = "5ms"
 backoff_max = "20ms"
 [workers.jobs.options]
-handler = "tests.chaos.jobs_handlers:hash_and_record"
+handler = "tests.chaos.handlers:hash_and_record"
 threads = 2
 poll = "100ms"
 """
-BETWEEN_KILLS = (0.1, 0.4)  # seconds: about four a second
+BETWEEN_KILLS = (0.05, 0.25)  # seconds: several a second
 CALM = 60.0  # seconds in which what is left after the last kill must be done
 
 
@@ -178,6 +180,18 @@ class Chaos:
         ).stdout
         lines = (line.split("  ", 1) for line in output.splitlines())
         return [(str(self.files / name.removeprefix("./")), digest) for digest, name in lines]
+
+
+@contextlib.contextmanager
+def _postgresql() -> Iterator[PostgreSQLServer]:
+    binaries = postgresql_binaries()
+    assert binaries is not None, "PostgreSQL is not installed"
+    server = PostgreSQLServer(binaries)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 @click.command()

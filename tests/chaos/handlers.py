@@ -15,14 +15,14 @@ def hash_and_record(job: Job, conn: Any) -> str:
     """Hash the file and record an effect, with pauses in which a kill may come: before, after."""
     pauses = random.Random(f"{job.id} {job.attempts}")
     digest = sha256(job, conn)
-    job.ctx.wait(pauses.uniform(0.0, 0.03))
+    job.ctx.wait(pauses.uniform(0.0, 0.06))
     job.ctx.check()
     mark = "?" if isinstance(conn, sqlite3.Connection) else "%s"
     conn.execute(
         "INSERT INTO effects (job, attempt) VALUES (?, ?)".replace("?", mark),
         (job.id, job.attempts),
     )
-    if not isinstance(conn, sqlite3.Connection):  # SQLite's one write lock is not for waiting with
-        job.ctx.wait(pauses.uniform(0.0, 0.03))
-        job.ctx.check()
+    # SQLite has one write lock for all, and this holds it.
+    job.ctx.wait(pauses.uniform(0.0, 0.004 if isinstance(conn, sqlite3.Connection) else 0.06))
+    job.ctx.check()
     return digest
