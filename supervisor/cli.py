@@ -4,10 +4,13 @@ from __future__ import annotations
 
 __all__ = ["run"]
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
     from supervisor.client import Client
     from supervisor.config import Settings
     from supervisor.launch import Template
+    from supervisor.protocol import FromClient
 
 IMPORT_TIMEOUT = 60.0  # seconds for each entry point of `check --import`
+MAX_COUNT = 10_000  # workers of a group, as in the configuration
 STOP_MARGIN = 10.0  # seconds after its deadline in which a supervisor must have gone
 
 _config = click.option(
@@ -33,13 +38,14 @@ _config = click.option(
 )
 
 
+_wait = click.option("--wait", is_flag=True, help="Return when it is done; 1 when it failed.")
+
+
 def run(spare: Template | None) -> NoReturn:
     """Run the command that `sys.argv` names. `spare` is a template launched in advance."""
     try:
-        main(obj=spare, standalone_mode=False)
-        code = 0
-    except click.exceptions.Exit as exc:
-        code = exc.exit_code
+        # click returns the code of an Exit, and None where a command just returns.
+        code = main(obj=spare, standalone_mode=False) or 0
     except click.Abort:
         code = 130
     except click.ClickException as exc:
@@ -47,9 +53,6 @@ def run(spare: Template | None) -> NoReturn:
         code = exc.exit_code
     except SupervisorError as exc:
         code = _complain(exc)
-    except BrokenPipeError:  # the reader of our output has gone: nobody to tell
-        code = 0
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _flush()
     # Nothing is left to clean up, and finalizing an interpreter takes longer than most commands.
     os._exit(code)
@@ -57,16 +60,14 @@ def run(spare: Template | None) -> NoReturn:
 
 def _complain(exc: SupervisorError) -> int:
     for line in str(exc).splitlines():
-        click.echo(f"supervisor: {line}", err=True)
+        _remark(f"supervisor: {line}")
     return exc.exit_code
 
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             stream.flush()
-        except OSError:
-            continue
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +94,7 @@ def check(config: Path, *, import_: bool) -> None:
     if problems:
         raise ConfigError(str(config), problems)
     workers = sum(group.count for group in settings.groups.values())
-    click.echo(
+    _say(
         f"{config}: good. {_count(len(settings.groups), 'group')}, {_count(workers, 'worker')}, "
         f"{_count(len(settings.pools), 'pool')}."
     )
@@ -106,20 +107,22 @@ def start(spare: Template | None, config: Path) -> None:
     """Run in the foreground until stopped (SIGTERM or Ctrl-C; twice: at once)."""
     settings = _load(config)
     _warn(settings, config)
-    from supervisor import log
+    with _left_out("asyncio"):
+        from supervisor import log
     from supervisor.loop import Supervisor
-    from supervisor.report import stop_summary
 
     log.configure(settings.log.format, settings.log.level)
     for_eyes = settings.log.format == "console"
 
     def greet() -> None:
         if for_eyes:
-            click.echo(_greeting(settings, config), err=True)
+            _remark(_greeting(settings, config))
 
     def report(finish: Any) -> None:
         if for_eyes:
-            click.echo(stop_summary(finish), err=True)
+            from supervisor.report import stop_summary
+
+            _remark(stop_summary(finish))
 
     supervisor = Supervisor(settings, spare, on_ready=greet, on_finish=report)
     raise click.exceptions.Exit(supervisor.run())
@@ -132,16 +135,16 @@ def status(config: Path, *, as_json: bool) -> None:
     """Show the fleet at a glance."""
     from supervisor.protocol import GetStatus
 
-    with _client(_load(config)) as client:
+    with _client(config) as client:
         answer = client.ask(GetStatus()).data
     if as_json:
         import json
 
-        click.echo(json.dumps(answer))
+        _say(json.dumps(answer))
     else:
         from supervisor.report import status_table
 
-        click.echo(status_table(answer))
+        _say(status_table(answer))
 
 
 @main.command()
@@ -151,11 +154,11 @@ def events(config: Path, *, follow: bool) -> None:
     """Print the life-cycle events as JSON lines."""
     import json
 
-    with _client(_load(config)) as client:
+    with _client(config) as client:
         for event, missed in client.events(follow=follow):
             if missed:
-                click.echo(f"supervisor: {missed} older events have been dropped", err=True)
-            click.echo(json.dumps(event))
+                _remark(f"supervisor: {missed} older events have been dropped")
+            _say(json.dumps(event))
 
 
 @main.command()
@@ -175,7 +178,7 @@ def stop(config: Path, grace: str | None, *, now: bool) -> None:
             seconds = duration()(grace)
         except ValueError as exc:
             raise click.BadParameter(str(exc), param_hint="--grace") from exc
-    with _client(_load(config)) as client:
+    with _client(config) as client:
         stopping = client.ask(Stop(seconds, now))
         left = max(0.0, stopping.deadline - time.monotonic())
         if not client.wait_until_gone(stopping.deadline + STOP_MARGIN):
@@ -185,7 +188,70 @@ def stop(config: Path, grace: str | None, *, now: bool) -> None:
             )
 
 
+@main.command()
+@_config
+@_wait
+def reload(config: Path, *, wait: bool) -> None:
+    """Re-read FILE and the code, and replace all workers one by one, as SIGHUP does."""
+    from supervisor.protocol import Reload
+
+    _roll(config, Reload(), "reload", wait=wait)
+
+
+@main.command()
+@_config
+@_wait
+@click.argument("target", metavar="GROUP|WORKER")
+def restart(config: Path, target: str, *, wait: bool) -> None:
+    """Replace the workers of GROUP, or one WORKER, the replacement first."""
+    from supervisor.protocol import Restart
+
+    _roll(config, Restart(target), "restart", wait=wait)
+
+
+@main.command()
+@_config
+@_wait
+@click.argument("size", metavar="GROUP=N")
+def scale(config: Path, size: str, *, wait: bool) -> None:
+    """Have N workers in GROUP, until the next reload."""
+    from supervisor.protocol import Scale
+
+    group, _, count = size.rpartition("=")
+    if not group or not count.isdecimal() or int(count) > MAX_COUNT:
+        raise click.BadParameter(f"{size!r} is not GROUP=N", param_hint="GROUP=N")
+    _roll(config, Scale(group, int(count)), "scale", wait=wait)
+
+
 # --- small things --------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    """Print to standard output. A reader who has seen enough ends the command, and is no error."""
+    try:
+        click.echo(text)
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
+        if isinstance(exc, BrokenPipeError):
+            raise click.exceptions.Exit(0) from exc
+        raise SupervisorError(f"the output cannot be written: {exc.strerror}") from exc
+
+
+def _remark(text: str) -> None:
+    """Print to standard error, where somebody may be listening."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _roll(config: Path, request: FromClient, kind: str, *, wait: bool) -> None:
+    """Ask for a roll; with `wait` show how far it is, and fail when it does."""
+    from supervisor.rolling import follow
+
+    with _client(config) as client:
+        accepted = client.ask(request)
+        if wait:
+            result = follow(client, kind, accepted, sys.stderr)
+            click.echo(result)
 
 
 def _load(config: Path) -> Settings:
@@ -196,13 +262,31 @@ def _load(config: Path) -> Settings:
 
 def _warn(settings: Settings, config: Path) -> None:
     for warning in settings.warnings:
-        click.echo(f"supervisor: {config}: warning: {warning}", err=True)
+        _remark(f"supervisor: {config}: warning: {warning}")
 
 
-def _client(settings: Settings) -> Client:
+def _client(config: Path) -> Client:
     from supervisor.client import Client
+    from supervisor.config import locate
 
-    return Client(Path(settings.supervisor.runtime_dir), settings.supervisor.name)
+    name, runtime_dir = locate(config, env=os.environ, uid=os.geteuid())
+    return Client(Path(runtime_dir), name)
+
+
+@contextlib.contextmanager
+def _left_out(name: str) -> Iterator[None]:
+    """Import nothing under that name inside the block; who needs it later gets it then.
+
+    structlog imports asyncio for loggers that a supervisor does not use: 25 ms and 6 MB.
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _greeting(settings: Settings, config: Path) -> str:

@@ -16,10 +16,11 @@ from typing import Any, Self
 import zmq
 
 from supervisor.control import client_endpoint
-from supervisor.errors import NoSupervisorError
+from supervisor.errors import NoSupervisorError, RefusedError
 from supervisor.protocol import FetchEvents, FromClient, Refused, ToClient, decode, encode
 
 ANSWER_DUE = 5.0  # seconds
+LAST_WORDS_MS = 500  # how long after its end an answer of the supervisor may come
 # A supervisor is trusted by its own command line: a batch of events may be large.
 MAX_ANSWER = 1 << 28
 
@@ -66,10 +67,11 @@ class Client:
         while True:
             left = None if due is None else max(0, int((due - time.monotonic()) * 1000))
             ready = dict(self._poller.poll(left))
-            if self._dealer in ready:
+            # What it has sent before its end may be on its way still.
+            if self._dealer in ready or (self._pidfd in ready and self._dealer.poll(LAST_WORDS_MS)):
                 answer: Any = decode(self._dealer.recv(), ToClient, MAX_ANSWER)  # type: ignore[arg-type]
                 if isinstance(answer, Refused):
-                    raise NoSupervisorError(answer.error)
+                    raise RefusedError(answer.error, answer.exit_code)
                 return answer
             if self._pidfd in ready:
                 raise NoSupervisorError(f"the supervisor {self._name!r} (pid {self.pid}) has died")
@@ -81,8 +83,10 @@ class Client:
     def events(self, *, follow: bool) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield (event, how many were missed before it); with `follow` until the last of all."""
         after = 0
+        timeout: float | None = ANSWER_DUE  # for the first batch also with `follow`: there is one
         while True:
-            batch = self.ask(FetchEvents(after, follow), None if follow else ANSWER_DUE)
+            batch = self.ask(FetchEvents(after, follow), timeout)
+            timeout = None if follow else ANSWER_DUE
             missed = batch.missed
             for event in batch.events:
                 yield event, missed

@@ -10,9 +10,9 @@ __all__ = ["Control", "RuntimeDir", "client_endpoint"]
 
 import contextlib
 import fcntl
-import hmac
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +35,11 @@ from supervisor.protocol import (
 # What one turn of the loop reads from each side at most, so that a flood cannot stall the rest.
 WORKER_BUDGET = 1000
 CLIENT_BUDGET = 100
+LOCK_DUE = 0.1  # seconds in which a command that holds the lock has let go of it
 FAREWELL_MS = 300  # how long the end of the process may wait for answers to be sent
+
+_LOCK = "lock"
+_SOCKETS = ("workers.sock", "control.sock")
 
 
 def client_endpoint(runtime_dir: Path) -> str:
@@ -56,37 +60,60 @@ class RuntimeDir:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._demand_private(path)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # A link would have us write into whatever it points to.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.open(path / _LOCK, flags, 0o600)
         except OSError as exc:
-            raise ConfigError(
-                "supervisor",
-                [Problem("supervisor.runtime_dir", f"{path}: {exc.strerror}")],
-            ) from exc
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+            raise self._unfit(f"{path}: {exc.strerror}") from exc
+        if not self._locked():
             pid = os.read(self._lock, 32).decode(errors="replace").strip()
             os.close(self._lock)
             raise AlreadyRunningError(
                 f"a supervisor named {name!r} already runs (pid {pid or 'unknown'}) in {path}"
-            ) from exc
+            )
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
-    @staticmethod
-    def _demand_private(path: Path) -> None:
+    def _locked(self) -> bool:
+        """Take the lock. A command that looks who holds it has it for a moment."""
+        give_up = time.monotonic() + LOCK_DUE
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    return False
+                time.sleep(0.001)
+            else:
+                return True
+
+    @classmethod
+    def _demand_private(cls, path: Path) -> None:
+        """Have the folder be ours alone, without taking anything away from anybody."""
         found = path.stat()
-        if found.st_uid != os.geteuid():
-            raise ConfigError(
-                "supervisor",
-                [Problem("supervisor.runtime_dir", f"{path} belongs to another user")],
-            )
-        if stat.S_IMODE(found.st_mode) & 0o077:
+        # Also a link must be ours: somebody else's would choose the folder.
+        if {found.st_uid, path.lstat().st_uid} != {os.geteuid()}:
+            raise cls._unfit(f"{path} belongs to another user")
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & 0o022:
+            raise cls._unfit(f"{path} may be written to by other users; chmod 700 it")
+        if mode & 0o077:
+            strangers = sorted(set(os.listdir(path)) - {_LOCK, *_SOCKETS})
+            if strangers:
+                raise cls._unfit(
+                    f"{path} is not private and holds other things ({strangers[0]}); "
+                    "name a folder of its own"
+                )
+        if mode != 0o700:  # noqa: PLR2004
             path.chmod(0o700)
+
+    @staticmethod
+    def _unfit(message: str) -> ConfigError:
+        return ConfigError("supervisor", [Problem("supervisor.runtime_dir", message)])
 
     def release(self) -> None:
         """Remove the sockets, then give up the lock. What a crash leaves is removed at a start."""
-        for name in ("workers.sock", "control.sock"):
+        for name in _SOCKETS:
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()
         os.close(self._lock)
@@ -159,7 +186,8 @@ class Control:
         token = self._tokens.get(hello.worker)
         if token is None or hello.worker in self._route_of:
             return False
-        return hmac.compare_digest(token.encode(), hello.token.encode())
+        # Not in constant time: who can measure that is in our 0700 folder, and of our own user.
+        return token == hello.token
 
     def to_worker(self, worker: str, message: ToWorker) -> bool:
         """Send to one worker; False when it can't be reached. Never blocks."""

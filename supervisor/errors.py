@@ -8,6 +8,7 @@ __all__ = [
     "InvariantError",
     "NoSupervisorError",
     "Problem",
+    "RefusedError",
     "SpawnError",
     "SupervisorError",
     "UsageError",
@@ -58,6 +59,14 @@ class NoSupervisorError(SupervisorError):
     """No supervisor answers under that name."""
 
     exit_code = 69
+
+
+class RefusedError(SupervisorError):
+    """The supervisor has refused a command, and says why."""
+
+    def __init__(self, why: str, exit_code: int) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code
 
 
 class AlreadyRunningError(SupervisorError):

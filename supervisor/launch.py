@@ -10,19 +10,20 @@ __all__ = ["CONTROL_FD", "MAX_FRAME", "Template", "launch_template"]
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
-from supervisor.errors import SpawnError
-
 if TYPE_CHECKING:
     from supervisor.processes import Recipe
 
 CONTROL_FD = 3  # where the template finds its socket
 MAX_FRAME = 1 << 20  # bytes of one message to or from a template
+# The limits that we were started with. A supervisor of many workers raises its own; theirs stay.
+DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # What systemd tells the supervisor is not for workers: none may speak for it.
 _PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
 
@@ -56,7 +57,10 @@ def launch_template() -> Template:
         SpawnError: the operating system refused the process.
     """
     _inherit_nothing()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as exc:
+        raise _refused(exc) from exc
     try:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_FRAME)
@@ -80,11 +84,19 @@ def launch_template() -> Template:
         )
     except OSError as exc:
         ours.close()
-        raise SpawnError(f"the template process could not be started: {exc.strerror}") from exc
+        raise _refused(exc) from exc
     finally:
         theirs.close()
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, DESCRIPTORS)
     ours.setblocking(False)
     return Template(pid, ours)
+
+
+def _refused(exc: OSError) -> Exception:
+    from supervisor.errors import SpawnError
+
+    return SpawnError(f"the template process could not be started: {exc.strerror}")
 
 
 def _inherit_nothing() -> None:

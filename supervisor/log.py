@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["bind", "configure", "get_logger", "timestamp"]
 
+import contextlib
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -56,7 +57,7 @@ def configure(style: str, level: str) -> None:
             *(_console(colours=colours) if style == "console" else _json()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=threshold, force=True)
@@ -103,6 +104,18 @@ def _json() -> list[Any]:
         stamp,
         structlog.processors.JSONRenderer(default=repr),
     ]
+
+
+class _StandardError:
+    """Standard error without its errors: a full disk, or a reader that has gone, stops nobody."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 class _ToStructlog(logging.Handler):

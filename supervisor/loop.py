@@ -10,32 +10,39 @@ __all__ = ["Supervisor"]
 
 import os
 import random
-import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
 import zmq
 
 from supervisor import log, protocol
-from supervisor.config import GroupSettings, Settings
+from supervisor.config import GroupSettings, Settings, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
-from supervisor.core.fleet import Fleet, GroupSpec, WorkerSnapshot
-from supervisor.errors import SpawnError
+from supervisor.core.fleet import Fleet, GroupSpec, Phase, WorkerSnapshot
+from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.journal import CAPACITY, Journal
 from supervisor.launch import Template
-from supervisor.processes import Processes, Recipe, TemplateDied, TemplateTainted
+from supervisor.processes import (
+    Processes,
+    Recipe,
+    TemplateDied,
+    TemplateTainted,
+    TemplateUnclear,
+    reserve_descriptors,
+)
 from supervisor.signals import Signals
 
 # Workers answer an inquiry from their link's thread, in a millisecond; one that holds the
 # interpreter lock is shown with what it said last.
 INQUIRY_DUE = 0.25
-FOLLOWERS_DUE = 0.5  # how long the end waits for followers that are still reading
+FOLLOWERS_BATCH = 500  # events
+MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _LEVELS = {
@@ -77,6 +84,7 @@ class Supervisor:
     Raises:
         AlreadyRunningError: a supervisor of this name runs.
         ConfigError: `runtime_dir` cannot be used.
+        SpawnError: the operating system does not allow that many workers.
     """
 
     def __init__(
@@ -87,12 +95,16 @@ class Supervisor:
         on_ready: Callable[[], None],
         on_finish: Callable[[ac.Finish], None],
     ) -> None:
-        self._settings = settings
+        self._source = settings.source
+        self._generations = {1: settings}
+        self._in_force = 1
+        self._last_generation = 1
         self._on_ready = on_ready
         self._on_finish = on_finish
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
+        reserve_descriptors(sum(group.count for group in settings.groups.values()))
         self._signals = Signals()
         self._processes = Processes(spare)
         self._control = Control(runtime_dir, self._dropped)
@@ -103,14 +115,19 @@ class Supervisor:
             abort_margin=settings.supervisor.abort_margin,
             draw=random.random,
         )
-        self._recipes = {name: self._recipe(group) for name, group in settings.groups.items()}
         self._started = log.timestamp()
         self._known: dict[str, _Known] = {}
         self._inquiries: dict[int, _Inquiry] = {}
         self._serial = 0
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
+        self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
         self._stop_signals: set[signal.Signals] = set()
         self._finish: ac.Finish | None = None
+
+    @property
+    def _settings(self) -> Settings:
+        """The configuration in force."""
+        return self._generations[self._in_force]
 
     def run(self) -> int:
         """Run until every worker is accounted for; return the exit code."""
@@ -141,12 +158,18 @@ class Supervisor:
         return max(0, int((min(dues) - time.monotonic()) * 1000) + 1)
 
     def _turn(self, ready: dict[Any, int]) -> None:
-        # Processes come first: a worker's birth lies before its hello, its last words before its end.
+        # A worker's birth lies before its hello, and its end after all that it has said.
+        ended = []
         for report in self._processes.reports(time.monotonic()):
-            self._process_report(report)
-        if self._control.workers in ready:
+            if isinstance(report, ev.WorkerExited):
+                ended.append(report)
+            else:
+                self._process_report(report)
+        if ended or self._control.workers in ready:
             for worker, message in self._control.from_workers():
                 self._worker_message(worker, message)
+        for report in ended:
+            self._process_report(report)
         if self._signals.fileno() in ready:
             self._take_signals()
         if self._control.clients in ready:
@@ -172,6 +195,8 @@ class Supervisor:
                 )
             case TemplateDied():
                 self._log.warning("template.died", pid=report.pid, how=report.how)
+            case TemplateUnclear():
+                self._log.warning("template.unclear", pid=report.pid, error=report.error)
             case ev.StacksTaken():
                 known = self._known.get(report.worker)
                 if known is not None and known.dump_wanted:
@@ -189,7 +214,9 @@ class Supervisor:
     def _worker_message(self, worker: str, message: Any) -> None:
         match message:
             case protocol.Hello():
-                if message.pid != self._processes.pid_of(worker):
+                # Not asked of `processes`, which has forgotten it when it has ended in this turn.
+                found = self._fleet.worker_of(worker)
+                if found is None or message.pid != found.pid:
                     self._control.forget(worker)
                     self._dropped("liar", f"{worker} says that its pid is {message.pid}", 1)
                 else:
@@ -244,9 +271,7 @@ class Supervisor:
                 case signal.SIGQUIT:
                     self._handle(ev.StopNowRequested("SIGQUIT"))
                 case signal.SIGHUP:
-                    self._announce(
-                        ac.Announce("reload.rejected", {"reason": "reload is not yet supported"})
-                    )
+                    self._reload()
                 case signal.SIGUSR1:
                     self._inquire(None)
                 case signal.SIGUSR2:
@@ -268,7 +293,8 @@ class Supervisor:
             case protocol.GetStatus():
                 self._inquire(client)
             case protocol.FetchEvents():
-                if request.follow and self._journal.last <= request.after:
+                if request.follow:
+                    self._reading.pop(client, None)
                     self._followers[client] = request.after
                 else:
                     batch = self._journal.after(request.after, min(request.limit, CAPACITY))
@@ -280,14 +306,97 @@ class Supervisor:
                     self._handle(ev.StopRequested("supervisor stop", request.grace))
                 deadline = self._fleet.snapshot().deadline or time.monotonic()
                 self._control.to_client(client, protocol.Stopping(os.getpid(), deadline))
+            case protocol.Reload():
+                after = self._journal.last
+                problems = self._reload()
+                answer: protocol.ToClient = protocol.Accepted(after, self._last_generation)
+                if problems:
+                    answer = protocol.Refused(problems)
+                self._control.to_client(client, answer)
+            case protocol.Restart():
+                self._restart(client, request.target)
+            case protocol.Scale():
+                self._scale(client, request)
             case _:
                 assert_never(request)
+
+    def _restart(self, client: bytes, target: str) -> None:
+        fleet = self._fleet.snapshot()
+        known = {group.name for group in fleet.groups} | {worker.id for worker in fleet.workers}
+        if target not in known:
+            error = f"there is no group or worker named {target!r}"
+            self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
+            return
+        self._control.to_client(client, protocol.Accepted(self._journal.last))
+        self._handle(ev.RestartRequested(target))
+
+    def _scale(self, client: bytes, request: protocol.Scale) -> None:
+        if request.group not in {group.name for group in self._fleet.snapshot().groups}:
+            error = f"there is no group named {request.group!r}"
+            self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
+            return
+        self._control.to_client(client, protocol.Accepted(self._journal.last))
+        self._handle(ev.ScaleRequested(request.group, request.count))
+
+    # --- reload ----------------------------------------------------------------------------------
+
+    def _reload(self) -> str:
+        """Read the configuration again and begin the roll; return what is wrong, "" for nothing."""
+        try:
+            settings = self._reread()
+        except ConfigError as exc:
+            self._announce(ac.Announce("reload.rejected", {"reason": str(exc)}))
+            return str(exc)
+        self._last_generation += 1
+        self._generations[self._last_generation] = settings
+        self._handle(
+            ev.ReloadRequested(
+                self._last_generation,
+                tuple(_group_spec(name, group) for name, group in settings.groups.items()),
+                settings.supervisor.grace,
+                settings.supervisor.abort_margin,
+            )
+        )
+        return ""
+
+    def _reread(self) -> Settings:
+        """Return what the file holds now.
+
+        Raises:
+            ConfigError: it is wrong, or changes what only a new supervisor can take.
+        """
+        if self._fleet.phase in (Phase.STOPPING, Phase.STOPPED):
+            raise ConfigError(self._source, [Problem("", "the supervisor is stopping")])
+        before = self._settings.supervisor
+        from supervisor.imports import check_entry_points
+
+        settings = load(self._source, env=os.environ, uid=os.geteuid())
+        problems = check_entry_points(settings)
+        problems += [
+            settings.problem(
+                ("supervisor", key), "is for the whole life of a supervisor: restart it"
+            )
+            for key in ("name", "runtime_dir")
+            if getattr(settings.supervisor, key) != getattr(before, key)
+        ]
+        if problems:
+            raise ConfigError(self._source, problems)
+        return settings
+
+    def _retire(self, generation: int) -> None:
+        """Let go of a generation that no worker will be spawned from any more."""
+        self._processes.retire(generation)
+        del self._generations[generation]
 
     def _feed_followers(self) -> None:
         for client, after in list(self._followers.items()):
             if self._journal.last > after:
                 del self._followers[client]
-                self._control.to_client(client, self._journal.after(after, CAPACITY))
+                batch = self._journal.after(after, FOLLOWERS_BATCH)
+                if self._control.to_client(client, batch):
+                    self._reading[client] = batch.last
+        while len(self._reading) > MAX_READING:
+            del self._reading[next(iter(self._reading))]
 
     # --- status ----------------------------------------------------------------------------------
 
@@ -348,6 +457,7 @@ class Supervisor:
                 for group in fleet.groups
             },
             "workers": [self._worker_status(worker, now) for worker in fleet.workers],
+            "roll": None if fleet.roll is None else asdict(fleet.roll),
             "budgets": {},
         }
 
@@ -373,7 +483,8 @@ class Supervisor:
     # --- what to do ------------------------------------------------------------------------------
 
     def _carry_out(self, actions: list[ac.Action]) -> None:
-        for action in actions:
+        # What touches a worker comes before what is written about it: a log line takes longer.
+        for action in sorted(actions, key=_is_told):
             match action:
                 case ac.Spawn():
                     self._spawn(action)
@@ -390,6 +501,9 @@ class Supervisor:
                         self._handle(answer)
                 case ac.Kill():
                     self._processes.kill(action.worker)
+                case ac.Retire():
+                    self._in_force = self._fleet.snapshot().generation
+                    self._retire(action.generation)
                 case ac.Announce():
                     self._announce(action)
                 case ac.Finish():
@@ -398,22 +512,23 @@ class Supervisor:
                     assert_never(action)
 
     def _spawn(self, action: ac.Spawn) -> None:
-        group = self._settings.groups[action.group]
-        recipe = self._recipes[action.group]
-        token = secrets.token_hex(16)
+        settings = self._generations[action.generation]
+        group = settings.groups[action.group]
+        recipe = _recipe(settings, group, action.generation)
+        token = os.urandom(16).hex()
         assignment = protocol.Assignment(
             worker=action.worker,
             group=action.group,
             generation=action.generation,
             token=token,
-            supervisor=self._settings.supervisor.name,
+            supervisor=settings.supervisor.name,
             supervisor_pid=os.getpid(),
             endpoint=self._control.workers_endpoint,
             run=group.run,
-            grace=self._settings.supervisor.grace,
-            abort_margin=self._settings.supervisor.abort_margin,
+            grace=settings.supervisor.grace,
+            abort_margin=settings.supervisor.abort_margin,
             options=dict(group.options),
-            pools={name: _pool(self._settings, name) for name in group.pools},
+            pools={name: _pool(settings, name) for name in group.pools},
         )
         self._known[action.worker] = _Known()
         self._control.expect(action.worker, token)
@@ -451,37 +566,46 @@ class Supervisor:
 
     def _farewell(self) -> None:
         assert self._finish is not None
+        for client, request in self._control.from_clients():
+            self._client_request(client, request)
+        self._answer_inquiries(time.monotonic())
+        # Whoever is still busy with its last batch finds the rest when it comes back for more.
         self._journal.ended = True
-        self._feed_followers()
+        for client, after in (self._reading | self._followers).items():
+            self._control.to_client(client, self._journal.after(after, CAPACITY))
         self._on_finish(self._finish)
         self._processes.close()
         self._control.close()
         self._runtime_dir.release()
 
-    # --- settings ----------------------------------------------------------------------------------
 
-    def _recipe(self, group: GroupSettings) -> Recipe:
-        settings = self._settings
-        sharing = [other for other in settings.groups.values() if other.env == group.env]
-        return Recipe(
-            name=settings.supervisor.name,
-            generation=1,
-            path=settings.supervisor.path,
-            env=tuple(sorted(group.env.items())),
-            entry_points=tuple(dict.fromkeys(other.run for other in sharing)),
-            schemes=tuple(
-                sorted(
-                    {
-                        settings.pools[name].url.partition(":")[0]
-                        for other in sharing
-                        for name in other.pools
-                    }
-                )
-            ),
-            grace=settings.supervisor.grace,
-            log_format=settings.log.format,
-            log_level=settings.log.level,
-        )
+def _is_told(action: ac.Action) -> bool:
+    return isinstance(action, ac.Announce)
+
+
+def _recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
+    """Return what the template of a group's workers imports; groups of equal `env` share one."""
+    sharing = [other for other in settings.groups.values() if other.env == group.env]
+    pools = {name for other in sharing for name in other.pools}
+    return Recipe(
+        name=settings.supervisor.name,
+        generation=generation,
+        path=settings.supervisor.path,
+        env=tuple(sorted(group.env.items())),
+        entry_points=tuple(
+            dict.fromkeys(entry for other in sharing for entry in _entry_points(other))
+        ),
+        schemes=tuple(sorted({settings.pools[name].url.partition(":")[0] for name in pools})),
+        grace=settings.supervisor.grace,
+        log_format=settings.log.format,
+        log_level=settings.log.level,
+    )
+
+
+def _entry_points(group: GroupSettings) -> list[str]:
+    """Return what a group's workers import: their code, and the handler where that is an option."""
+    handler = group.options.get("handler")
+    return [group.run, handler] if isinstance(handler, str) and ":" in handler else [group.run]
 
 
 def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
@@ -491,6 +615,9 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         policy=group.policy,
         ready_timeout=group.ready_timeout,
         exit_on_failed=group.on_failed == "exit",
+        surge=group.surge,
+        min_ready_time=group.min_ready_time,
+        max_age=group.max_age,
     )
 
 

@@ -13,10 +13,18 @@ subreaper, so workers forked by a template's midwife become its own children.
 
 from __future__ import annotations
 
-__all__ = ["Processes", "Recipe", "TemplateDied", "TemplateTainted"]
+__all__ = [
+    "Processes",
+    "Recipe",
+    "TemplateDied",
+    "TemplateTainted",
+    "TemplateUnclear",
+    "reserve_descriptors",
+]
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -27,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core import events as ev
-from supervisor.errors import SpawnError
+from supervisor.errors import SpawnError, WireError
 from supervisor.launch import MAX_FRAME, Template, launch_template
 
 if TYPE_CHECKING:
@@ -38,6 +46,10 @@ MAX_BLACK_BOX = 1 << 18
 # Stacks are complete when the signal's number follows them; where user code has taken that over,
 # they are taken for complete when nothing has come for this long.
 STACKS_QUIET = 0.05
+# What the supervisor has open: for itself and its clients; for each worker its lifeline (for a
+# moment both ends), its pidfd and its connection.
+OWN_DESCRIPTORS = 64
+WORKER_DESCRIPTORS = 4
 _CREDENTIALS = struct.Struct("=iII")
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -73,7 +85,15 @@ class TemplateDied:
     how: str
 
 
-Report = ev.WorkerEvent | TemplateTainted | TemplateDied
+@dataclass(frozen=True, slots=True)
+class TemplateUnclear:
+    """What a template has sent is no message, and was dropped."""
+
+    pid: int
+    error: str
+
+
+Report = ev.WorkerEvent | TemplateTainted | TemplateDied | TemplateUnclear
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +101,7 @@ class _Child:
     """One worker's process, from the request on."""
 
     worker: str
+    group: str
     template: Template
     lifeline: socket.socket
     theirs: int  # the worker's end, until it is sent; then -1
@@ -108,6 +129,7 @@ class Processes:
         self._watched: dict[int, Callable[[int], Iterator[Report]]] = {}
         self._spare = spare
         self._templates: dict[Recipe, Template] = {}
+        self._leaving: list[Template] = []  # of no use any more, and not yet gone
         self._tainted: dict[
             str, tuple[str, ...]
         ] = {}  # entry points that templates must not import
@@ -136,7 +158,7 @@ class Processes:
             raise SpawnError(f"no lifeline for {worker}: {exc.strerror}") from exc
         lifeline.setblocking(False)
         lifeline.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        child = _Child(worker, template, lifeline, theirs.detach())
+        child = _Child(worker, fork.assignment.group, template, lifeline, theirs.detach())
         self._children[worker] = child
         self._watch(lifeline.fileno(), lambda _events: self._lifeline_readable(child))
         frame = encode(fork)
@@ -180,11 +202,6 @@ class Processes:
         _signal(child.pidfd, signal.SIGUSR2)
         return None
 
-    def pid_of(self, worker: str) -> int:
-        """Return the pid that the kernel gave the worker, 0 while it has none."""
-        child = self._children.get(worker)
-        return child.pid if child is not None else 0
-
     def next_deadline(self) -> float | None:
         """Return when `reports` wants to be called at the latest."""
         return min(
@@ -214,6 +231,14 @@ class Processes:
             if found is None or found.si_pid in known:
                 return  # its own pidfd tells of it; the next SIGCHLD comes back here
             os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+
+    def retire(self, generation: int) -> None:
+        """End the templates of a generation; its workers live on."""
+        for recipe, template in list(self._templates.items()):
+            if recipe.generation == generation:
+                del self._templates[recipe]
+                self._leaving.append(template)
+                _signal(template.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """End the templates and release every descriptor. No worker may be left."""
@@ -274,7 +299,11 @@ class Processes:
             return
         if not frame:
             return
-        message: Any = decode(frame, FromTemplate)  # type: ignore[arg-type]
+        try:
+            message: Any = decode(frame, FromTemplate)  # type: ignore[arg-type]
+        except WireError as exc:  # the application shares the process, and may write anywhere
+            yield TemplateUnclear(template.pid, str(exc))
+            return
         if isinstance(message, Loaded):
             template.loaded = True
             waiting, template.waiting = template.waiting, []
@@ -292,6 +321,7 @@ class Processes:
         assert recipe is not None
         template.waiting = []
         del self._templates[recipe]
+        self._leaving.append(template)
         successor = self._template(recipe)
         successor.waiting = waiting
         for worker, _ in waiting:
@@ -311,11 +341,14 @@ class Processes:
         if retired:
             return
         yield TemplateDied(template.pid, how)
+        why = f"the template ended with {how} while it imported the application"
+        blamed: set[str] = set()  # one death is one failure, however many workers waited for it
         for worker, _ in unsent:
             child = self._children.pop(worker, None)
             if child is not None:
                 self._release(child)
-                yield ev.WorkerNotBorn(worker, f"the template ended with {how} in its imports")
+                yield ev.WorkerNotBorn(worker, why, by_application=child.group not in blamed)
+                blamed.add(child.group)
         if was_loaded and recipe is not None:
             with contextlib.suppress(SpawnError):  # else it is launched with the next worker
                 self._template(recipe)
@@ -323,6 +356,8 @@ class Processes:
     def _drop_template(self, template: Template) -> None:
         if self._spare is template:
             self._spare = None
+        if template in self._leaving:
+            self._leaving.remove(template)
         if template.recipe is not None and self._templates.get(template.recipe) is template:
             del self._templates[template.recipe]
         self._unwatch(template.control.fileno())
@@ -336,7 +371,7 @@ class Processes:
 
     def _all_templates(self) -> list[Template]:
         spare = [self._spare] if self._spare is not None else []
-        return [*self._templates.values(), *spare]
+        return [*self._templates.values(), *self._leaving, *spare]
 
     def _send(self, template: Template, frame: bytes, child: _Child | None) -> None:
         fd = -1
@@ -476,6 +511,24 @@ class Processes:
     def _unwatch(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+
+def reserve_descriptors(workers: int) -> None:
+    """Raise this process's limit of open descriptors, and demand that it holds so many workers.
+
+    To run out of them later would be fatal: ZeroMQ aborts the process that cannot accept.
+
+    Raises:
+        SpawnError: it cannot be raised that far.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = OWN_DESCRIPTORS + workers * WORKER_DESCRIPTORS
+    if needed > most:
+        raise SpawnError(
+            f"{workers} workers need {needed} open descriptors, and the limit is {most}; "
+            "raise it with `ulimit -n`, or LimitNOFILE= in the unit"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _become_subreaper() -> None:

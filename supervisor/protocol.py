@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = [
     "VERSION",
+    "Accepted",
     "Acknowledged",
     "Answer",
     "Assignment",
@@ -37,7 +38,10 @@ __all__ = [
     "PoolStats",
     "Ready",
     "Refused",
+    "Reload",
     "Report",
+    "Restart",
+    "Scale",
     "Stop",
     "Stopping",
     "ToClient",
@@ -289,7 +293,24 @@ class Stop(Message, frozen=True):
     now: bool = False
 
 
-FromClient = GetStatus | FetchEvents | Stop
+class Reload(Message, frozen=True):
+    """As SIGHUP. Answered by `Accepted`, or `Refused` when the configuration is wrong."""
+
+
+class Restart(Message, frozen=True):
+    """Replace these workers, the replacement first; `target` is a group or a worker."""
+
+    target: str
+
+
+class Scale(Message, frozen=True):
+    """Have this many workers in a group."""
+
+    group: str
+    count: int
+
+
+FromClient = GetStatus | FetchEvents | Stop | Reload | Restart | Scale
 
 # --- supervisor to command line ----------------------------------------------------------------
 
@@ -326,7 +347,14 @@ class Refused(Message, frozen=True):
     exit_code: int = 1
 
 
-ToClient = Answer | EventBatch | Stopping | Refused
+class Accepted(Message, frozen=True):
+    """It will be done; what comes of it is in the events after number `after`."""
+
+    after: int
+    generation: int = 0
+
+
+ToClient = Answer | EventBatch | Stopping | Accepted | Refused
 
 # -----------------------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ class Signals:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in _HANDLED:
             signal.signal(number, _handle)
+        # Our own parent may have blocked them, and then nobody could stop us.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a signal has come."""

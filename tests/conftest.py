@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# On a machine that does other things as well, an example that took long is no fault of ours.
+settings.register_profile("ackvisor", deadline=None)
+settings.load_profile("ackvisor")
 
 SETTLE = 5.0  # seconds in which what a test has ended must be gone
 

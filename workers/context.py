@@ -621,7 +621,7 @@ class _Timers:
         # it decides only when to tidy up, and is set right then.
         self._dead = 0
         # The time until which the thread sleeps: an earlier deadline must ring. Without a thread
-        # every deadline is earlier; while the thread is awake none needs to ring.
+        # every deadline is earlier.
         self._wakes_at = _NEVER
         self._bell = threading.Lock()
         self._bell.acquire()
@@ -686,12 +686,10 @@ class _Timers:
 
     def _run(self) -> NoReturn:
         while True:
-            self._wakes_at = -_NEVER
-            wakes_at = self.turn(monotonic())
-            self._wakes_at = wakes_at
+            self._wakes_at = self.turn(monotonic())
             if self._inbox:
-                continue  # armed while we were awake, without ringing
-            left = wakes_at - monotonic()
+                continue  # armed during the turn, too early to know whether to ring
+            left = self._wakes_at - monotonic()
             self._bell.acquire(
                 timeout=-1 if left == _NEVER else min(max(left, 0.0), threading.TIMEOUT_MAX)
             )

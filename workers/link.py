@@ -48,7 +48,7 @@ class Handler(Protocol):
 
 
 class Link:
-    """The connection to one supervisor, from `start` to `finish`.
+    """The connection to one supervisor, from `start` to the end of the process.
 
     Args:
         endpoint: of the supervisor's ROUTER.
@@ -65,6 +65,7 @@ class Link:
         self._outgoing: deque[FromWorker] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._timers: list[tuple[float, Callable[[], object]]] = []
+        self._context = zmq.Context()
         self._orphaned = False
         self._over = False
         self._thread = threading.Thread(target=self._serve, name="ackvisor-link", daemon=True)
@@ -97,18 +98,17 @@ class Link:
     # --- the link's thread ----------------------------------------------------------------------
 
     def _serve(self) -> None:
-        context = zmq.Context()
-        dealer = context.socket(zmq.DEALER)
-        dealer.linger = 0  # what matters has a receipt
-        # Never used twice, so no other worker's messages can reach this one (SUPERVISORS 4.28).
-        dealer.routing_id = f"{self._hello.worker}/{self._hello.token[:8]}".encode()
+        dealer = self._context.socket(zmq.DEALER)
+        # Not as attributes: pyzmq's look-up of these touches a megabyte that forks share.
+        dealer.setsockopt(zmq.LINGER, 0)  # what matters has a receipt
+        # Never used twice, so no other worker's messages can reach this one.
+        dealer.setsockopt(
+            zmq.ROUTING_ID, f"{self._hello.worker}/{self._hello.token[:8]}".encode()
+        )
         dealer.connect(self._endpoint)
         dealer.send(encode(self._hello))
-        try:
-            self._turn(dealer)
-        finally:
-            dealer.close()
-            context.term()
+        self._dealer = dealer  # never closed: the process ends, and nothing is left to be sent
+        self._turn(dealer)
 
     def _turn(self, dealer: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()

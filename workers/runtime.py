@@ -50,6 +50,8 @@ from workers.link import Link
 from workers.pool import Pool, drivers
 from workers.worker import Worker
 
+MAX_ERROR = 2_000  # characters
+MAX_TRACEBACK = 100_000
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
@@ -98,7 +100,7 @@ class _Runtime:
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[str, Pool] = {}  # opened where what they raise is told
         gc.enable()
         setproctitle(
             f"supervisor: worker {assignment.worker} of {assignment.supervisor}, "
@@ -122,9 +124,7 @@ class _Runtime:
             group=assignment.group,
             generation=assignment.generation,
             options=assignment.options,
-            pools={
-                name: self._open_pool(name, settings) for name, settings in assignment.pools.items()
-            },
+            pools=self._pools,
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
         )
@@ -136,7 +136,7 @@ class _Runtime:
         self._drain()
         # The interpreter of a fork is not finalized (os._exit), but what was registered runs.
         atexit._run_exitfuncs()  # noqa: SLF001
-        return code
+        return code or int(self._failed)  # a thread of the WaitGroup may have raised since
 
     # --- signals -------------------------------------------------------------------------------
 
@@ -181,7 +181,8 @@ class _Runtime:
                 in_flight=len(self._worker.jobs.in_flight()),
                 jobs_done=outcomes["done"],
                 jobs_failed=outcomes["failed"],
-                pools={name: _stats(pool.stats()) for name, pool in self._worker.pools.items()},
+                # A copy: the main thread may be opening them.
+                pools={name: _stats(pool.stats()) for name, pool in list(self._pools.items())},
             )
         )
 
@@ -249,9 +250,13 @@ class _Runtime:
 
     def _fail(self, exc: BaseException) -> int:
         self._failed = True
+        summary = traceback.TracebackException(type(exc), exc, None)
+        summary.__notes__ = None  # they would come last
+        error = list(summary.format_exception_only())[-1].strip()
         text = "".join(traceback.format_exception(exc))
-        error = traceback.format_exception_only(exc)[-1].strip()
-        self._link.send(Failed(error=error, traceback=text[-100_000:]))
+        self._link.send(
+            Failed(error=_sendable(error, MAX_ERROR), traceback=_sendable(text, MAX_TRACEBACK))
+        )
         return 1
 
     def _drain(self) -> None:
@@ -327,6 +332,14 @@ def _resolve(run: str) -> Callable[[Worker], Any]:
     if not callable(target):
         raise TypeError(f"{run} is a {type(target).__name__}, not a function")
     return target  # type: ignore[no-any-return]
+
+
+def _sendable(text: str, most: int) -> str:
+    """Return text that is not too long for the wire, and valid UTF-8; both of its ends are kept."""
+    if len(text) > most:
+        left_out = len(text) - most
+        text = f"{text[: most // 2]} [… {left_out} characters …] {text[-most // 2 :]}"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _stats(stats: Any) -> PoolStats:

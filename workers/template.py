@@ -25,6 +25,7 @@ import contextlib
 import gc
 import importlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -39,13 +40,15 @@ from setproctitle import setproctitle
 
 from supervisor import log
 from supervisor.errors import WireError
-from supervisor.protocol import Fork, Load, Loaded, ToTemplate, Unloadable, decode, encode
+from supervisor.protocol import Fork, FromTemplate, Load, Loaded, ToTemplate, Unloadable, decode, encode
 from workers import runtime
 
 CONTROL_FD = 3  # supervisor.launch.CONTROL_FD: where the socket to the supervisor is
 MAX_MESSAGE = 1 << 20
 MAX_BATCH = 64  # workers per midwife: bounds the descriptors that are held at once
 _PID = _FD = struct.Struct("=i")
+# Workers get the limits that the template was started with; for itself it raises them.
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # Workers end themselves at their deadline; the guard comes after that, or it would race with them.
 GUARD_MARGIN = 0.5
 
@@ -56,6 +59,8 @@ def main() -> NoReturn:
     """Serve one supervisor until it ends. Never returns; never raises into the interpreter."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a pidfd for each worker
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
     try:
@@ -135,12 +140,16 @@ class _Template:
                 importlib.import_module(entry_point.partition(":")[0])
             found = _unforkable(self._control.fileno())
             if found:
-                self._control.send(encode(Unloadable(entry_point, found)))
+                self._tell(Unloadable(entry_point, found))
                 os._exit(0)
         gc.collect()
         gc.disable()  # a collection in the parent would unshare the pages of its children
         gc.freeze()
-        self._control.send(encode(Loaded(time.monotonic() - began)))
+        self._tell(Loaded(time.monotonic() - began))
+
+    def _tell(self, message: FromTemplate) -> None:
+        with contextlib.suppress(ConnectionError):  # its end is seen where requests are read
+            self._control.send(encode(message))
 
     # --- forking -------------------------------------------------------------------------------
 
@@ -178,21 +187,32 @@ class _Template:
     # --- when the supervisor has died --------------------------------------------------------------
 
     def _guard(self) -> None:
-        """Wait until the workers have drained themselves; kill what is left at the deadline."""
+        """Wait until the workers have drained themselves; kill what is left at the deadline.
+
+        What a worker leaves behind in its process group goes with it, as in every stop.
+        """
         deadline = time.monotonic() + self._grace + GUARD_MARGIN
         self._poll.unregister(self._control)
         while self._workers and (left := deadline - time.monotonic()) > 0:
             for pidfd, _ in self._poll.poll(left * 1000):
+                pid, _ = self._workers[pidfd]
                 self._forget(pidfd)
+                _kill_group(pid)
         for pid, worker in self._workers.values():
-            print(  # noqa: T201
-                f"supervisor: worker {worker} (pid {pid}) has outlived its supervisor by "
-                f"{self._grace:g} s of grace: SIGKILL to its process group",
-                file=sys.stderr,
-                flush=True,
-            )
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            _kill_group(pid)
+            with contextlib.suppress(OSError):  # who read the log may have died as well
+                print(  # noqa: T201
+                    f"supervisor: worker {worker} (pid {pid}) has outlived its supervisor by "
+                    f"{self._grace:g} s of grace: SIGKILL to its process group",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _kill_group(pgid: int) -> None:
+    # A number that a group still has is not given to a new process, so nobody else is hit.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
@@ -223,6 +243,7 @@ def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) ->
             _close([news, release, *(other for _, other in batch[position + 1 :])])
             select.select([herself], [], [])
             os.close(herself)
+            resource.setrlimit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
             runtime.live(fork.assignment, lifeline, supervisor)
         os.close(lifeline)
         os.write(news, _PID.pack(pid))

@@ -14,10 +14,11 @@ __all__ = [
     "Settings",
     "SupervisorSettings",
     "load",
+    "locate",
     "redacted",
 ]
 
-from supervisor.config.loading import load
+from supervisor.config.loading import load, locate
 from supervisor.config.settings import (
     GroupSettings,
     LogSettings,

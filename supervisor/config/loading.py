@@ -6,8 +6,9 @@ it, so that one mistake makes one problem, and a key that was only misspelt is n
 
 from __future__ import annotations
 
-__all__ = ["default_runtime_dir", "load"]
+__all__ = ["default_runtime_dir", "load", "locate"]
 
+import contextlib
 import os
 import re
 import stat
@@ -78,6 +79,36 @@ def load(source: str | os.PathLike[str], *, env: Mapping[str, str], uid: int) ->
         problems = sorted(reading.problems, key=lambda each: each.line or len(text) + 1)
         raise ConfigError(str(source), problems)
     return settings
+
+
+def locate(source: str | os.PathLike[str], *, env: Mapping[str, str], uid: int) -> tuple[str, str]:
+    """Return name and runtime_dir of the supervisor that a file belongs to, however bad the file is.
+
+    A running supervisor must be reachable also when somebody has broken its file meanwhile. What
+    cannot be read counts as absent.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
+    path = os.path.abspath(source)
+    try:
+        text, _ = _contents(path, MAX_BYTES)
+    except read.Unfit as unfit:
+        raise ConfigError(str(source), [Problem("", str(unfit))]) from unfit
+    try:
+        table = tomllib.loads(text).get("supervisor", {})
+    except (ValueError, RecursionError):
+        table = {}
+    known = {}
+    for key in ("name", "runtime_dir"):
+        value = table.get(key) if isinstance(table, dict) else None
+        if isinstance(value, str):
+            with contextlib.suppress(read.Unfit):
+                known[key] = read.expand(value, env)
+    name = known.get("name") or os.path.splitext(os.path.basename(path))[0]
+    if "runtime_dir" not in known:
+        return name, default_runtime_dir(name, env, uid)
+    return name, os.path.normpath(os.path.join(os.path.dirname(path), known["runtime_dir"]))
 
 
 def default_runtime_dir(name: str, env: Mapping[str, str], uid: int) -> str:

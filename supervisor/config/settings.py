@@ -95,6 +95,9 @@ class GroupSettings:
     backoff_max: float = field(default=30.0, metadata=_by(read.duration()))
     on_failed: str = field(default="keep", metadata=_by(read.choice("keep", "exit")))
     ready_timeout: float = field(default=30.0, metadata=_by(read.duration()))
+    min_ready_time: float = field(default=1.0, metadata=_by(read.duration(off=True)))
+    surge: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
+    max_age: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     env: dict[str, str] = field(default_factory=dict, repr=False, metadata=_by(read.environment))
     options: dict[str, Any] = field(default_factory=dict, repr=False, metadata=_by(read.options))
 
@@ -143,7 +146,6 @@ class Later(NamedTuple):
 
 
 _BUDGET = "there is no budget over all workers yet"
-_ROLL = "there is no rolling restart yet"
 _RECYCLING = "workers are not replaced for their age or size yet"
 _COMMAND = "there are no commands as workers yet"
 
@@ -164,10 +166,7 @@ LATER: dict[type, dict[str, Later]] = {
         "app": Later(read.entry_point, None, "there are no ASGI or WSGI workers yet"),
         "command": Later(read.array(read.text, least=1), None, _COMMAND),
         "notify": Later(read.flag, False, _COMMAND),
-        "min_ready_time": Later(read.duration(off=True), None, _ROLL),
-        "surge": Later(read.whole(1, 10_000), None, _ROLL),
         "hang_timeout": Later(read.duration(off=True), 0.0, "hangs are not detected yet"),
-        "max_age": Later(read.duration(off=True), 0.0, _RECYCLING),
         "max_rss": Later(read.size, 0, _RECYCLING),
         "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
         "sockets": Later(read.array(read.text), (), SOCKETS_LACK),

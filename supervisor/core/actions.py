@@ -11,6 +11,7 @@ __all__ = [
     "Finish",
     "Kill",
     "Outcome",
+    "Retire",
     "SendCancel",
     "Spawn",
     "TakeStacks",
@@ -70,6 +71,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Retire:
+    """No worker of this generation will be spawned any more: its templates may go."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """A life-cycle event for the log, the ring and whoever follows. Named as INTERFACE has it."""
 
@@ -101,4 +109,4 @@ class Finish:
     outcomes: tuple[Outcome, ...]
 
 
-Action = Spawn | SendCancel | Terminate | TakeStacks | Kill | Announce | Finish
+Action = Spawn | SendCancel | Terminate | TakeStacks | Kill | Retire | Announce | Finish

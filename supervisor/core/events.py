@@ -16,6 +16,11 @@ from __future__ import annotations
 
 __all__ = [
     "Event",
+    "ReloadRequested",
+    "Request",
+    "RestartRequested",
+    "ScaleRequested",
+    "SettingsChanged",
     "StacksTaken",
     "StopNowRequested",
     "StopRequested",
@@ -36,6 +41,8 @@ __all__ = [
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from supervisor.core.spec import GroupSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,44 @@ class StopNowRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadRequested:
+    """Roll the fleet to another generation of code and configuration, which has been checked.
+
+    `generation` was never used before. One that comes during a roll supersedes it.
+    """
+
+    generation: int
+    groups: tuple[GroupSpec, ...]
+    grace: float
+    abort_margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The same workers under other rules: what they run has not changed."""
+
+    groups: tuple[GroupSpec, ...]
+    grace: float
+    abort_margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRequested:
+    """Replace these workers, by successors of the same generation; `target` is a group or a worker."""
+
+    target: str
+    reason: str = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRequested:
+    """Have this many workers in a group, until the file says otherwise."""
+
+    group: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """`next_deadline()` may have been reached. Handed over after all that has happened by then."""
 
@@ -162,4 +207,13 @@ WorkerReport = (
     | WorkerExited
     | StacksTaken
 )
-Event = WorkerReport | StopRequested | StopNowRequested | TimePassed
+Request = RestartRequested | ScaleRequested
+Event = (
+    WorkerReport
+    | StopRequested
+    | StopNowRequested
+    | ReloadRequested
+    | SettingsChanged
+    | Request
+    | TimePassed
+)

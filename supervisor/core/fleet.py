@@ -17,7 +17,7 @@ have failed, are no reason to go. Members of the WaitGroup are added before they
 counted down by `drained` or by their end. The stop is complete when every process group is gone: an
 acknowledgement is a claim.
 
-If `TimePassed` comes much later than it was wanted, the supervisor itself stood still: it was
+If an event comes much later than `TimePassed` was wanted, the supervisor itself stood still: it was
 stopped, or starved. Who had its chance in that time cannot be told, so nobody is judged in that turn
 and everything due is due that much later. Twice in a row counts as a machine that is slow, not as
 one that slept: there a deadline is a deadline.
@@ -45,8 +45,11 @@ from typing import Any, assert_never
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core import snapshot
-from supervisor.core.group import Group, GroupSpec, Slot
+from supervisor.core.group import Group, Slot
+from supervisor.core.roll import Failure
+from supervisor.core.rolls import Rolls
 from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot, WorkerSnapshot
+from supervisor.core.spec import GroupSpec
 from supervisor.core.waitgroup import WaitGroup
 from supervisor.core.worker import (
     NEVER,
@@ -70,6 +73,7 @@ class Phase(Enum):
 
     STARTING = "starting"
     READY = "ready"
+    RELOADING = "reloading"
     STOPPING = "stopping"
     STOPPED = "stopped"
 
@@ -100,8 +104,9 @@ class Fleet:
     ) -> None:
         self._terms = Terms(grace, abort_margin)
         self._phase = Phase.STARTING
-        self._generation = 1
-        self._groups = {spec.name: Group(spec, draw) for spec in groups}
+        self._was_ready = False  # the whole fleet has been ready once
+        self._groups = {spec.name: Group(spec, draw, 1) for spec in groups}
+        self._rolls = Rolls(self._groups, self, draw)
         # Those that have not ended, each with its place. Invariant: the worker is in that slot.
         self._workers: dict[str, Worker] = {}
         self._slot_of: dict[str, Slot] = {}
@@ -111,7 +116,7 @@ class Fleet:
         self._stop_deadline = NEVER
         self._killed_before: set[str] = set()  # whose SIGKILL is no doing of the stop
         self._ended: list[Worker] = []  # those that ended during the stop, for its report
-        self._excused = False  # whether nobody was judged when something was due last
+        self._has_excused = False  # since something that was due was last acted on
 
     # --- the three entries -----------------------------------------------------------------------
 
@@ -128,6 +133,7 @@ class Fleet:
         Raises:
             InvariantError: a bug of ours.
         """
+        self._excuse_if_it_stood_still(now)  # before this event makes anything due
         match event:
             case ev.WorkerEvent():
                 self._reported(event, now)
@@ -135,6 +141,14 @@ class Fleet:
                 self._stop(event.cause, self._terms.notice(now, "stop", event.grace), now)
             case ev.StopNowRequested():
                 self._stop(event.cause, self._terms.notice_at_once(now, "stop"), now)
+            case (
+                ev.ReloadRequested()
+                | ev.SettingsChanged()
+                | ev.RestartRequested()
+                | ev.ScaleRequested()
+            ):
+                if self._phase not in (Phase.STOPPING, Phase.STOPPED):
+                    self._requested(event, now)
             case ev.TimePassed():
                 self._time_passed(now)
             case _:
@@ -143,10 +157,11 @@ class Fleet:
 
     def next_deadline(self) -> float | None:
         """Return the moment by which `TimePassed` is wanted, or None when nothing is due."""
-        due = min((worker.due for worker in self._workers.values()), default=NEVER)
+        due = min(self._first_due(), self._rolls.due)
         for slot in self._slots():
-            if slot.restart_due is not None and slot.restart_due < due:
-                due = slot.restart_due
+            for wanted in (slot.restart_due, slot.recycle_due):
+                if wanted is not None and wanted < due:
+                    due = wanted
         return None if due == NEVER else due
 
     def _take(self) -> list[ac.Action]:
@@ -157,24 +172,29 @@ class Fleet:
     # --- workers come and go ---------------------------------------------------------------------
 
     def _spawn(self, slot: Slot, now: float) -> None:
-        if slot.worker is not None or self._phase is Phase.STOPPING:
+        if slot.worker is not None:
             raise InvariantError(f"BUG: a second worker for a slot of {slot.group.spec.name}")
-        spec = slot.group.spec
+        slot.worker = self._make(slot, slot.generation, slot.group.spec, now)
+
+    def _make(self, slot: Slot, generation: int, spec: GroupSpec, now: float) -> Worker:
+        """Make a worker, on the books before it can possibly end."""
+        if self._phase is Phase.STOPPING:
+            raise InvariantError(f"BUG: a spawn for {spec.name} in a stop")
         worker = Worker(
             slot.group.next_id(),
             spec.name,
-            self._generation,
+            generation,
             ready_timeout=spec.ready_timeout,
             terms=self._terms,
             now=now,
             outbox=self._outbox,
         )
-        slot.worker = worker
         slot.restart_due = None
         self._workers[worker.id] = worker
         self._slot_of[worker.id] = slot
-        self._waitgroup.add(worker.id)  # before it can possibly end
+        self._waitgroup.add(worker.id)
         self._outbox.append(ac.Spawn(worker.id, worker.group, worker.generation))
+        return worker
 
     def _reported(self, report: ev.WorkerReport, now: float) -> None:
         worker = self._workers.get(report.worker)
@@ -185,32 +205,43 @@ class Fleet:
             case ev.WorkerBorn():
                 slot.births += 1
             case ev.WorkerReady():
+                slot.group.became_ready(slot, now)
+                self._rolls.became_ready(worker, slot, now)
                 self._note_readiness(slot.group)
+            case ev.WorkerFailed():
+                self._rolls.failed(
+                    worker, slot, Failure(worker.id, report.error, report.traceback), now
+                )
             case ev.WorkerDrained():
                 self._waitgroup.done(worker.id)
             case ev.WorkerNotBorn() | ev.WorkerExited():
-                self._worker_ended(worker, slot, now)
+                self._worker_ended(worker, slot, _how_it_ended(worker, report), now)
             case _:
                 pass  # nobody's business but the worker's
 
-    def _worker_ended(self, worker: Worker, slot: Slot, now: float) -> None:
+    def _worker_ended(self, worker: Worker, slot: Slot, how: Failure, now: float) -> None:
         """Take the worker off the books, once, and decide what comes after it."""
         del self._workers[worker.id], self._slot_of[worker.id]
-        slot.worker = None
+        if slot.worker is worker:
+            slot.worker = None
+            slot.recycle_due = None
         self._waitgroup.done(worker.id)
         self._waitgroup.forget(worker.id)
         if self._phase is Phase.STOPPING:
             self._ended.append(worker)
             self._finish_if_all_ended()
             return
-        if slot.group.worker_ended(slot, worker, now):
+        if self._rolls.ended(worker, slot, how, now):
+            self._spawn_what_is_due(now)
+            self._note_readiness()
+        elif slot.worker is None and slot.group.worker_ended(slot, worker, now):
             self._group_failed(slot.group, worker, now)
         else:
             self._spawn_what_is_due(now)
             self._note_readiness(slot.group)
 
     def _group_failed(self, group: Group, last: Worker, now: float) -> None:
-        self._announce("group.failed", **last.who, reason=group.failure)
+        self.announce("group.failed", **last.who, reason=group.failure)
         if group.spec.exit_on_failed:
             cause = f"group {group.spec.name} has failed"
             self._stop(cause, self._terms.notice(now, "stop"), now)
@@ -218,11 +249,62 @@ class Fleet:
     def _note_readiness(self, *groups: Group) -> None:
         for group in groups:
             group.note_readiness()
+        if self._phase is Phase.RELOADING and not self._rolls.is_reloading:
+            self._phase = Phase.READY if self._was_ready else Phase.STARTING
         if self._phase is Phase.STARTING and all(g.was_ready for g in self._groups.values()):
             self._phase = Phase.READY
-            self._announce(
-                "supervisor.ready", generation=self._generation, workers=len(self._workers)
+            self._was_ready = True
+            self.announce(
+                "supervisor.ready", generation=self._rolls.generation, workers=len(self._workers)
             )
+
+    # --- rolls: what they need of the fleet --------------------------------------------------------
+
+    def _requested(
+        self, event: ev.ReloadRequested | ev.SettingsChanged | ev.Request, now: float
+    ) -> None:
+        match event:
+            case ev.ReloadRequested():
+                self._phase = Phase.RELOADING
+                self._rolls.request_reload(event, now)
+            case ev.SettingsChanged():
+                self.take_force(event)
+                for spec in event.groups:
+                    self._groups[spec.name].spec = spec
+            case _:
+                self._rolls.request(event, now)
+        self._note_readiness()
+
+    def spawn_successor(self, slot: Slot, generation: int, now: float) -> Worker:
+        """Spawn a worker beside the slot's own, under the rules of its generation."""
+        is_new = generation != self._rolls.generation
+        spec = slot.group.rolling_spec if is_new else slot.group.spec
+        return self._make(slot, generation, spec, now)
+
+    def swap(self, slot: Slot, successor: Worker, now: float) -> None:
+        """Make the successor the slot's worker, and cancel the old one."""
+        old, slot.worker = slot.worker, successor
+        slot.generation = successor.generation
+        slot.finished = False
+        if old is not None:
+            old.cancel(self._terms.notice(now, "replaced"), now)
+
+    def give_up(self, worker: Worker, now: float) -> None:
+        """Cancel a worker that is not wanted any more."""
+        worker.cancel(self._terms.notice(now, "not wanted any more"), now)
+
+    def vacated(self, slot: Slot, now: float) -> None:
+        """Refill a slot whose worker has ended while its successor did not come."""
+        if not slot.is_provisional and not slot.group.failure:
+            slot.restart_due = now
+
+    def retire(self, generation: int) -> None:
+        """No worker of this generation will be spawned any more."""
+        self._outbox.append(ac.Retire(generation))
+
+    def take_force(self, request: ev.ReloadRequested | ev.SettingsChanged) -> None:
+        """Let other terms be in force from now on."""
+        self._terms = Terms(request.grace, request.abort_margin)
 
     # --- the stop --------------------------------------------------------------------------------
 
@@ -233,11 +315,12 @@ class Fleet:
         if self._phase is not Phase.STOPPING:
             self._phase = Phase.STOPPING
             self._stop_began = now
+            self._rolls.drop_all()
             self._killed_before = {w.id for w in self._workers.values() if w.kill_reason}
             for slot in self._slots():
-                slot.restart_due = None
+                slot.restart_due = slot.recycle_due = None
         self._stop_deadline = notice.deadline
-        self._announce(
+        self.announce(
             "supervisor.stopping",
             cause=cause,
             workers=len(self._workers),
@@ -257,7 +340,7 @@ class Fleet:
         killed = [outcome.worker for outcome in outcomes if outcome.killed]
         failed = [group.spec.name for group in self._groups.values() if group.failure]
         exit_code = 1 if killed or failed else 0
-        self._announce(
+        self.announce(
             "supervisor.stopped",
             exit_code=exit_code,
             workers=len(outcomes),
@@ -284,35 +367,48 @@ class Fleet:
     # --- time ------------------------------------------------------------------------------------
 
     def _time_passed(self, now: float) -> None:
-        if not self._stood_still(now):
-            for worker in self._workers.values():
-                worker.time_passed(now)
+        if self._first_due() <= now:
+            self._has_excused = False
+        for worker in list(self._workers.values()):
+            worker.time_passed(now)
+        self._rolls.time_passed(now)
+        self._recycle_what_is_due(now)
         self._spawn_what_is_due(now)
+        self._note_readiness()
 
-    def _stood_still(self, now: float) -> bool:
-        """Tell whether it was the supervisor that did not move, and leave that time out."""
-        late = now - min((worker.due for worker in self._workers.values()), default=NEVER)
-        if late < 0:
-            return False
-        self._excused = late >= STOOD_STILL and not self._excused
-        if self._excused:
-            self._stop_deadline = max(self._stop_deadline + late, now + RECEIPT_DUE)
-            for worker in self._workers.values():
-                worker.excuse(late, now)
-        return self._excused
+    def _recycle_what_is_due(self, now: float) -> None:
+        for slot in self._slots():
+            if slot.recycle_due is not None and slot.recycle_due <= now:
+                slot.recycle_due = None
+                if slot.worker is not None:
+                    self._rolls.request(ev.RestartRequested(slot.worker.id, "recycle"), now)
+
+    def _excuse_if_it_stood_still(self, now: float) -> None:
+        late = now - self._first_due()
+        if late < STOOD_STILL or self._has_excused:
+            return
+        self._has_excused = True
+        self._stop_deadline = max(self._stop_deadline + late, now + RECEIPT_DUE)
+        for worker in self._workers.values():
+            worker.excuse(late, now)
+
+    def _first_due(self) -> float:
+        """Return when the next worker's step is due. Restarts do not count: late is no harm."""
+        return min((worker.due for worker in self._workers.values()), default=NEVER)
 
     def _spawn_what_is_due(self, now: float) -> None:
         for slot in self._slots():
-            if slot.restart_due is not None and slot.restart_due <= now:
+            if slot.restart_due is not None and slot.restart_due <= now and slot.worker is None:
                 self._spawn(slot, now)
 
     # --- small things ----------------------------------------------------------------------------
 
     def _slots(self) -> Iterator[Slot]:
-        for group in self._groups.values():
-            yield from group.slots
+        for group in list(self._groups.values()):
+            yield from list(group.slots)
 
-    def _announce(self, event: str, **fields: Any) -> None:
+    def announce(self, event: str, **fields: Any) -> None:
+        """Tell the world."""
         self._outbox.append(ac.Announce(event, fields))
 
     # --- for status and tests --------------------------------------------------------------------
@@ -331,15 +427,25 @@ class Fleet:
         """Return the fleet as it is now; changes nothing."""
         return FleetSnapshot(
             state=self._phase.shown,
-            generation=self._generation,
+            generation=self._rolls.generation,
             groups=tuple(snapshot.of_group(group) for group in self._groups.values()),
             workers=tuple(self._snapshot_of(worker) for worker in self._workers.values()),
             outstanding=self._waitgroup.outstanding,
             deadline=None if self._stop_deadline == NEVER else self._stop_deadline,
+            roll=self._rolls.progress(),
         )
 
     def _snapshot_of(self, worker: Worker) -> WorkerSnapshot:
         return snapshot.of_worker(worker, self._slot_of[worker.id].restarts)
+
+
+def _how_it_ended(worker: Worker, report: ev.WorkerNotBorn | ev.WorkerExited) -> Failure:
+    """Say why a worker has failed that ended before it had proved itself."""
+    if isinstance(report, ev.WorkerNotBorn):
+        return Failure(worker.id, report.why, "")
+    how = f"code {report.code}" if report.signal is None else f"signal {report.signal}"
+    fault = f"it {worker.fault}: " if worker.fault else ""
+    return Failure(worker.id, f"{fault}it ended with {how}", report.stacks)
 
 
 def _round(seconds: float) -> float:

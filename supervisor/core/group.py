@@ -9,29 +9,22 @@ group still has go on; none of them is replaced any more.
 
 from __future__ import annotations
 
-__all__ = ["SPAWN_RETRY", "Group", "GroupSpec", "Slot"]
+__all__ = ["AGE_JITTER", "SPAWN_RETRY", "Group", "GroupSpec", "Slot"]
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from supervisor.core import policy
 from supervisor.core.lifecycle import State
+from supervisor.core.spec import GroupSpec
 from supervisor.core.worker import Step, Worker
 
 # Seconds before a spawn that the system refused is tried again, at least: a configured back-off of
 # zero is meant for workers that have run, and would spin here.
 SPAWN_RETRY = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSpec:
-    """One group of equal workers, as the core sees it; durations in seconds."""
-
-    name: str
-    count: int
-    policy: policy.RestartPolicy = field(default_factory=policy.RestartPolicy)
-    ready_timeout: float = 30.0
-    exit_on_failed: bool = False
+# Share of `max_age` by which a worker is replaced earlier: those that were born together are not to
+# be replaced together.
+AGE_JITTER = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -39,11 +32,14 @@ class Slot:
     """A place for one worker at a time; what it remembers outlives the worker."""
 
     group: Group
+    generation: int  # of the workers that are restarted here
+    is_provisional: bool = False  # made by a roll that may yet turn back
     worker: Worker | None = None
     restart_due: float | None = None  # when its next worker is to be spawned
     finished: bool = False  # its last worker ended as it should, and wants no successor
     attempt: int = 0  # restarts since the last quiet window: the exponent of the back-off
     births: int = 0
+    recycle_due: float | None = None  # when its worker is old enough to be replaced
 
     @property
     def restarts(self) -> int:
@@ -62,11 +58,22 @@ class Group:
     Args:
         spec: what it is to be.
         draw: uniform numbers from 0 to 1, for jitter.
+        generation: of its first workers.
+        is_provisional: made by a roll that may yet turn back.
     """
 
-    def __init__(self, spec: GroupSpec, draw: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        spec: GroupSpec,
+        draw: Callable[[], float],
+        generation: int,
+        *,
+        is_provisional: bool = False,
+    ) -> None:
         self.spec = spec
-        self.slots = [Slot(self) for _ in range(spec.count)]
+        self.next_spec: GroupSpec | None = None  # what a roll under way will make of it
+        self.is_provisional = is_provisional
+        self.slots = [Slot(self, generation, is_provisional) for _ in range(spec.count)]
         self.failure = ""  # why it has failed for good; empty: it has not
         self.was_ready = False  # it has been complete once; written by note_readiness
         self._serial = 0  # the last number given
@@ -77,6 +84,11 @@ class Group:
         """Return a name that was never used before."""
         self._serial += 1
         return f"{self.spec.name}-{self._serial}"
+
+    @property
+    def rolling_spec(self) -> GroupSpec:
+        """What holds for successors: the new rules where a roll is under way."""
+        return self.next_spec or self.spec
 
     @property
     def ready(self) -> int:
@@ -97,6 +109,23 @@ class Group:
         self.was_ready = self.was_ready or all(
             slot.is_ready or slot.finished for slot in self.slots
         )
+
+    def became_ready(self, slot: Slot, now: float) -> None:
+        """Take note that a slot's worker serves."""
+        self.note_readiness()
+        if self.spec.max_age:
+            slot.recycle_due = now + self.spec.max_age * (1.0 - AGE_JITTER * self._draw())
+
+    def forgive(self) -> None:
+        """Give a group that has failed another chance."""
+        self.failure = ""
+        self._intensity = policy.Intensity()
+
+    def grow(self, count: int, generation: int, *, is_provisional: bool) -> list[Slot]:
+        """Add slots up to `count`; return the new ones."""
+        new = [Slot(self, generation, is_provisional) for _ in range(count - len(self.slots))]
+        self.slots += new
+        return new
 
     def worker_ended(self, slot: Slot, worker: Worker, now: float) -> bool:
         """Decide what becomes of a slot whose worker ended uninvited.

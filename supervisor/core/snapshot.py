@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from supervisor.core.group import Group
 from supervisor.core.lifecycle import State
+from supervisor.core.roll import Progress
 from supervisor.core.worker import NEVER, Worker
 
 
@@ -50,6 +51,7 @@ class FleetSnapshot:
     workers: tuple[WorkerSnapshot, ...]
     outstanding: tuple[str, ...]
     deadline: float | None
+    roll: Progress | None = None
 
 
 def of_worker(worker: Worker, restarts: int) -> WorkerSnapshot:

@@ -210,6 +210,8 @@ class Worker:
         if self.state is State.EVICTED:
             if self.deadline == NEVER:  # it was given up for being late, and here it is
                 self._take(self._terms.notice(now, self.fault))
+            # Born after its deadline it is due now, not long since: it is late, we are not.
+            self.deadline = max(self.deadline, now)
             self._evict(now)
 
     def _not_born(self, report: ev.WorkerNotBorn) -> None:
@@ -335,7 +337,7 @@ class Worker:
     def _evict(self, now: float) -> None:
         self._announce_cancelled(now)
         self.history[Step.TERMINATED] = now
-        self.due = max(now, self.deadline)  # one that is born too late is not "due long since"
+        self.due = self.deadline
         self._outbox.append(ac.Terminate(self.id))
 
     def _terminate(self, now: float) -> None:
@@ -385,8 +387,8 @@ class Worker:
 
     def _announce_cancelled(self, now: float) -> None:
         self.history[Step.CANCELLED] = now
-        left = max(0.0, self.deadline - now)
-        self._announce("worker.cancelled", cause=self._cause, grace_seconds=_round(left))
+        left = _round(self.deadline - now)
+        self._announce("worker.cancelled", cause=self._cause, grace_seconds=left)
 
     def _since_cancel(self, now: float) -> dict[str, float]:
         cancelled = self.history.get(Step.CANCELLED)

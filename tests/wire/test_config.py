@@ -99,6 +99,9 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "workers.jobs.backoff_max": [('"30s"', 30.0), ('"8784h"', 366 * 86400.0)],
     "workers.jobs.on_failed": [('"keep"', "keep"), ('"exit"', "exit")],
     "workers.jobs.ready_timeout": [('"1m0.5s"', 60.5)],
+    "workers.jobs.min_ready_time": [('"1s"', 1.0), ('"0"', 0.0)],
+    "workers.jobs.surge": [("1", 1), ("3", 3)],
+    "workers.jobs.max_age": [('"24h"', 86400.0), ("0", 0.0)],
     "workers.jobs.env": [('{ A = "1", _b2 = "" }', {"A": "1", "_b2": ""})],
     "workers.jobs.options": [
         ('{ a = [1, 2.5, true, "x"], b = { c = -1 } }', {"a": [1, 2.5, True, "x"], "b": {"c": -1}}),
@@ -159,6 +162,9 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.backoff_max": [*NO_WAIT, '"99ms"'],
     "workers.jobs.on_failed": ['"stop"', "false"],
     "workers.jobs.ready_timeout": NO_WAIT,
+    "workers.jobs.min_ready_time": NO_DURATION,
+    "workers.jobs.surge": [*NO_COUNT, "0"],
+    "workers.jobs.max_age": NO_DURATION,
     "workers.jobs.env": ['"A=1"', "{ A = 1 }", '{ "A B" = "x" }', '{ A = "\\u0000" }'],
     "workers.jobs.options": ["3", "[]", "{ day = 1979-05-27 }", "{ big = 0x10000000000000000 }"],
 }
@@ -171,10 +177,7 @@ NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     "pools.main.budget": ("80", [*NO_COUNT, "0"], []),
     "pools.main.min": ("1", NO_COUNT, []),
     "workers.jobs.notify": ("true", ['"yes"', "1"], ["false"]),
-    "workers.jobs.min_ready_time": ('"1s"', NO_DURATION, []),
-    "workers.jobs.surge": ("1", [*NO_COUNT, "0"], []),
     "workers.jobs.hang_timeout": ('"60s"', NO_DURATION, ['"0"', "0"]),
-    "workers.jobs.max_age": ('"24h"', NO_DURATION, ['"0"', "0"]),
     "workers.jobs.max_rss": ('"1GiB"', ['"1GB"', "-1", "true", '"2000TiB"'], ['"0"', "0"]),
     "workers.jobs.user": ('"app"', ["0"], ['""']),
     "workers.jobs.sockets": ('["web"]', ['"web"', "[1]"], ["[]"]),
@@ -361,7 +364,7 @@ pools = ["mian",
 note = """
 max_age = "1h"
 """
-max_age = "1h"
+max_age = "old"
 env = { A = "x", B = 3, "C d" = "${NOPE}", E = "${NOPE}" }
 [workers.jobs.options]
 "when" = 1979-05-27 07:32:00

@@ -46,6 +46,7 @@ class Desk:
         self.control = Control(folder, self._dropped)
         self.folder = folder
         self._context = zmq.Context()
+        self._peers: list[zmq.Socket[bytes]] = []
 
     def _dropped(self, reason: str, detail: str, times: int) -> None:
         assert detail
@@ -56,12 +57,15 @@ class Desk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._context.destroy(linger=0)
+        for peer in self._peers:
+            peer.close()
+        self._context.term()
         self.control.close()
 
     def dealer(self, routing_id: bytes | None = None, *, client: bool = False) -> zmq.Socket[bytes]:
         """Connect somebody, to the workers' side or the clients'."""
         dealer = self._context.socket(zmq.DEALER)
+        self._peers.append(dealer)
         dealer.linger = 0
         if routing_id is not None:
             dealer.routing_id = routing_id
@@ -384,10 +388,11 @@ def test_a_supervisor_among_strangers_answers_on(tmp_path):
     """Garbage on both sockets: counted, logged ever more seldom, and without any effect."""
     with Supervised(tmp_path, group("idle", "idle", count=2)) as supervised:
         supervised.ready()
-        context = zmq.Context()
-        try:
+        with contextlib.ExitStack() as stack:
+            context = stack.enter_context(zmq.Context())
+            context.linger = 0
             for name in ("workers.sock", "control.sock"):
-                stranger = context.socket(zmq.DEALER)
+                stranger = stack.enter_context(context.socket(zmq.DEALER))
                 stranger.connect(f"ipc://{supervised.runtime_dir}/{name}")
                 for _ in range(20):
                     for frames in GARBAGE[:-1]:
@@ -397,8 +402,6 @@ def test_a_supervisor_among_strangers_answers_on(tmp_path):
             supervised.event("control.dropped", times=256, reason="malformed")
             supervised.event("control.dropped", times=2, reason="stranger")
             assert supervised.status()["groups"]["idle"]["ready"] == 2
-        finally:
-            context.destroy(linger=0)
         assert supervised.stop() == 0
     assert not supervised.events("worker.failed")
     times = [line["times"] for line in supervised.events("control.dropped", reason="malformed")]

@@ -1,0 +1,254 @@
+"""One connection budget over all workers: who may have how many connections of one pool.
+
+Theory of operation. A *lease* is the right to have one connection. The ledger tells each worker its
+*allowance*, an absolute number of leases; the worker's pool opens no more than that, and answers
+every tell once it physically has no more. Between a tell that takes away and its answer the old
+number still counts (the *ceiling*), so the sum of ceilings, of what dead workers may have left open
+at the server, and of what is kept for workers that are to come, never exceeds the budget.
+
+    free = budget - sum of ceilings - what the dead have left
+    kept = the minimum of each worker that may still come: those missing, and a roll's extra ones
+
+Nothing is said while nothing is scarce. A worker whose pool has waiters and no lease left says what
+it wants (in use and waiting); it gets what is free; and if that is not enough, the others give up
+what they do not use, and where all want more than there is, the budget is divided by max-min
+fairness (Bertsekas and Gallager, Data Networks, 6.5.2): nobody has more while another who wants it has less.
+
+Pure, like all of the core.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Ledger", "Tell"]
+
+from dataclasses import dataclass
+
+from supervisor.errors import InvariantError
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """What to tell a worker: its allowance from now on.
+
+    `unused_only`: it keeps what is in use at this moment, should that be more.
+    """
+
+    worker: str
+    allowance: int
+    serial: int
+    unused_only: bool = False
+
+
+@dataclass(slots=True)
+class _Share:
+    """One worker's part. Invariant: ceiling >= allowance."""
+
+    minimum: int
+    maximum: int
+    allowance: int = 0  # what it was told last
+    ceiling: int = 0  # what it may still have open
+    wanted: int = 0  # in use and waiting, as heard last
+    serial: int = 0  # of the last tell; answers to older ones are stale
+    is_asked: bool = False  # a tell that takes away is not answered yet
+
+    @property
+    def claim(self) -> int:
+        """What it would use of leases without end."""
+        return max(self.minimum, min(self.wanted, self.maximum))
+
+    @property
+    def is_starving(self) -> bool:
+        return self.claim > self.allowance
+
+
+class Ledger:
+    """The leases of one pool. Owned by the fleet's loop.
+
+    Args:
+        budget: how many connections all workers together may have.
+        expected: how many workers there will be, a roll's extra ones not counted.
+        surge: how many extra ones a roll may have.
+        minimum: what each worker is guaranteed.
+    """
+
+    def __init__(self, budget: int, *, expected: int, surge: int, minimum: int) -> None:
+        self.budget = budget
+        self._expected = expected
+        self._surge = surge
+        self._minimum = minimum
+        self._shares: dict[str, _Share] = {}
+        self._left: dict[str, tuple[int, float]] = {}  # who has died: leases, and until when
+
+    # --- what is known -----------------------------------------------------------------------------
+
+    @property
+    def granted(self) -> int:
+        """How many leases are out, those of the dead included."""
+        living = sum(share.ceiling for share in self._shares.values())
+        return living + sum(leases for leases, _ in self._left.values())
+
+    @property
+    def free(self) -> int:
+        """How many leases nobody has."""
+        return self.budget - self.granted
+
+    @property
+    def _kept(self) -> int:
+        missing = max(0, self._expected + self._surge - len(self._shares))
+        return missing * self._minimum
+
+    def allowance_of(self, worker: str) -> int:
+        """Return what a worker was told last, 0 for one that is not here."""
+        share = self._shares.get(worker)
+        return share.allowance if share else 0
+
+    # --- what happens ------------------------------------------------------------------------------
+
+    def join(self, worker: str, maximum: int) -> Tell:
+        """Give a new worker its first allowance: its even part, its minimum when all is out."""
+        if worker in self._shares:
+            raise InvariantError(f"BUG: {worker} joins a budget twice")
+        share = _Share(minimum=min(self._minimum, maximum), maximum=maximum)
+        self._shares[worker] = share
+        even = (self.budget - self._surge * self._minimum) // max(1, self._expected)
+        beyond_kept = max(0, self.free - self._kept)
+        first = min(max(share.minimum, min(even, beyond_kept)), maximum, max(0, self.free))
+        return self._tell(worker, share, first)
+
+    def heard(self, worker: str, serial: int, accepted: int, wanted: int) -> list[Tell]:
+        """Take a worker's answer or request.
+
+        Args:
+            worker: who.
+            serial: of the last tell that it has carried out: it has no more than `accepted`.
+            accepted: its allowance, which is above what was told only for `unused_only`.
+            wanted: how many it has in use and is asked for.
+        """
+        share = self._shares.get(worker)
+        if share is None:
+            return []  # it has ended: its claim ended with it
+        share.wanted = max(0, wanted)
+        if serial == share.serial:
+            # Never above what it could have had already: a liar gets nothing by this.
+            share.allowance = share.ceiling = min(max(accepted, share.allowance), share.ceiling)
+            share.is_asked = False
+        return self._balance()
+
+    def leave(self, worker: str, *, settled_at: float | None) -> list[Tell]:
+        """Take back the leases of a worker that has ended.
+
+        Args:
+            worker: who.
+            settled_at: when the server will surely have let go; None: it has closed them itself.
+        """
+        share = self._shares.pop(worker, None)
+        if share is None:
+            return []
+        if settled_at is not None and share.ceiling:
+            self._left[worker] = (share.ceiling, settled_at)
+        return self._balance()
+
+    def settle(self, worker: str) -> list[Tell]:
+        """Take note that the server has let go of a dead worker's connections, before its time."""
+        return self._balance() if self._left.pop(worker, None) else []
+
+    def time_passed(self, now: float) -> list[Tell]:
+        """Take back what the dead had, where its time has come."""
+        settled = [worker for worker, (_, at) in self._left.items() if at <= now]
+        for worker in settled:
+            del self._left[worker]
+        return self._balance() if settled else []
+
+    def next_deadline(self) -> float | None:
+        """Return when `time_passed` is wanted, or None."""
+        return min((at for _, at in self._left.values()), default=None)
+
+    def change(self, *, budget: int, expected: int, surge: int, minimum: int) -> list[Tell]:
+        """Take new numbers. A lower budget holds once the workers have given back the rest."""
+        self.budget = budget
+        self._expected, self._surge, self._minimum = expected, surge, minimum
+        for share in self._shares.values():
+            share.minimum = min(minimum, share.maximum)
+        return self._balance()
+
+    # --- the balance -------------------------------------------------------------------------------
+
+    def _balance(self) -> list[Tell]:
+        """Move leases to where they are wanted; nothing to do is the common case."""
+        over = max(0, self.granted + self._kept - self.budget)
+        if not over and not any(share.is_starving for share in self._shares.values()):
+            return []
+        targets = self._fair_targets()
+        return [*self._take_back(targets, over), *self._hand_out(targets)]
+
+    def _fair_targets(self) -> dict[str, int]:
+        """Divide what is there by max-min fairness among what each one claims."""
+        left = self.budget - self._kept - sum(leases for leases, _ in self._left.values())
+        targets: dict[str, int] = {}
+        open_claims = sorted(self._shares.items(), key=lambda item: item[1].claim)
+        for position, (worker, share) in enumerate(open_claims):
+            even = max(0, left) // (len(open_claims) - position)
+            targets[worker] = min(share.claim, max(even, share.minimum))
+            left -= targets[worker]
+        # What the division leaves over goes to those who want more, the poorest first.
+        for worker, share in sorted(self._shares.items(), key=lambda item: targets[item[0]]):
+            if left > 0 and targets[worker] < share.claim:
+                targets[worker] += 1
+                left -= 1
+        return targets
+
+    def _take_back(self, targets: dict[str, int], over: int) -> list[Tell]:
+        """Ask those who have more than is fair, until enough is on its way."""
+        missing = over + sum(
+            max(0, targets[worker] - share.allowance) for worker, share in self._shares.items()
+        )
+        missing -= max(0, self.free - self._kept)
+        missing -= sum(share.ceiling - share.allowance for share in self._shares.values())
+        tells = []
+        richest = sorted(
+            self._shares.items(), key=lambda item: targets[item[0]] - item[1].allowance
+        )
+        for worker, share in richest:
+            surplus = share.allowance - targets[worker]
+            if missing <= 0 or surplus <= 0:
+                break
+            if share.is_asked:
+                continue
+            taken = min(surplus, missing)
+            missing -= taken
+            # What it wants may be old news: it keeps what it uses, and its answer says how much.
+            fair = share.allowance - taken
+            tells.append(self._tell(worker, share, fair, unused_only=share.wanted <= fair))
+        return tells
+
+    def _hand_out(self, targets: dict[str, int]) -> list[Tell]:
+        """Give what is free to those who want it, the poorest first."""
+        left = max(0, self.free - self._kept)
+        raised: dict[str, int] = {}
+        while left > 0:
+            wanting = [
+                (raised.get(worker, share.allowance), worker)
+                for worker, share in self._shares.items()
+                if not share.is_asked
+                and raised.get(worker, share.allowance) < max(targets[worker], share.minimum)
+            ]
+            if not wanting:
+                break
+            allowance, worker = min(wanting)
+            raised[worker] = allowance + 1
+            left -= 1
+        return [
+            self._tell(worker, self._shares[worker], allowance)
+            for worker, allowance in raised.items()
+        ]
+
+    def _tell(
+        self, worker: str, share: _Share, allowance: int, *, unused_only: bool = False
+    ) -> Tell:
+        share.serial += 1
+        share.is_asked = allowance < share.allowance
+        share.allowance = allowance
+        share.ceiling = max(share.ceiling, allowance)
+        if self.granted > self.budget and allowance > 0 and not share.is_asked:
+            raise InvariantError(f"BUG: {worker} is told {allowance} leases that are not there")
+        return Tell(worker, allowance, share.serial, unused_only)

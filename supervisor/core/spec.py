@@ -1,0 +1,23 @@
+"""What a group is to be, as the core sees it. A value; it decides nothing."""
+
+from __future__ import annotations
+
+__all__ = ["GroupSpec"]
+
+from dataclasses import dataclass, field
+
+from supervisor.core.policy import RestartPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """One group of equal workers; durations in seconds, 0 meaning off where that is possible."""
+
+    name: str
+    count: int
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    ready_timeout: float = 30.0
+    exit_on_failed: bool = False
+    surge: int = 1
+    min_ready_time: float = 1.0
+    max_age: float = 0.0
