@@ -95,10 +95,7 @@ def locate(source: str | os.PathLike[str], *, env: Mapping[str, str], uid: int) 
         text, _ = _contents(path, MAX_BYTES)
     except read.Unfit as unfit:
         raise ConfigError(str(source), [Problem("", str(unfit))]) from unfit
-    try:
-        table = tomllib.loads(text).get("supervisor", {})
-    except (ValueError, RecursionError):
-        table = {}
+    table = _beginning(text).get("supervisor")
     known = {}
     for key in ("name", "runtime_dir"):
         value = table.get(key) if isinstance(table, dict) else None
@@ -109,6 +106,21 @@ def locate(source: str | os.PathLike[str], *, env: Mapping[str, str], uid: int) 
     if "runtime_dir" not in known:
         return name, default_runtime_dir(name, env, uid)
     return name, os.path.normpath(os.path.join(os.path.dirname(path), known["runtime_dir"]))
+
+
+def _beginning(text: str) -> dict[str, Any]:
+    """Return what a document holds before its first mistake."""
+    lines = text.splitlines()
+    while lines:
+        try:
+            return tomllib.loads("\n".join(lines))
+        except RecursionError:
+            break
+        except ValueError as exc:
+            place = re.search(r"at line (\d+)", str(exc))
+            end = len(lines) if place is None else int(place[1])
+            del lines[min(end, len(lines)) - 1 :]
+    return {}
 
 
 def default_runtime_dir(name: str, env: Mapping[str, str], uid: int) -> str:
