@@ -414,11 +414,9 @@ class Context:
         """
         node = self
         while not node._table and (up := node._up) is not None:
-            up._table.pop(
-                node, None
-            )  # or somebody has: go on, he may not have seen all of the path
+            up._table.pop(node, None)
             if not node._table:
-                node = up
+                node = up  # also when another thread has popped: he may not have seen all of it
                 continue
             # Somebody began to listen here after the first look, and may have linked before our
             # pop: link again, and look again whether he is still there. An end that came in between
@@ -608,7 +606,16 @@ class _Timers:
     having seen them. Those in the heap are dropped when they come up, or when most of it is dead.
     """
 
-    __slots__ = ("_bell", "_dead", "_heap", "_inbox", "_numbers", "_started", "_wakes_at")
+    __slots__ = (
+        "_bell",
+        "_dead",
+        "_heap",
+        "_inbox",
+        "_numbers",
+        "_running",
+        "_started",
+        "_wakes_at",
+    )
 
     PURGE_FROM = 1000  # entries; below, dead ones are not worth a wake-up
 
@@ -625,7 +632,8 @@ class _Timers:
         self._wakes_at = _NEVER
         self._bell = threading.Lock()
         self._bell.acquire()
-        self._started = threading.Lock()  # held for good by whoever starts the thread
+        self._started = threading.Lock()  # held for good by whoever has started the thread
+        self._running = threading.Lock()  # held for good by the thread: there is one
 
     def arm(self, listener: _Listener) -> None:
         """Have the listener's context told at the listener's deadline.
@@ -674,17 +682,18 @@ class _Timers:
         return self._dead * 2 > len(self._heap)
 
     def _ring(self) -> None:
-        if not self._started.acquire(blocking=False):
-            with suppress(RuntimeError):  # it has been rung already
-                self._bell.release()
-            return
-        try:
-            threading.Thread(target=self._run, name="context-deadlines", daemon=True).start()
-        except BaseException:
-            self._started.release()
-            raise
+        with suppress(RuntimeError):  # it has been rung already
+            self._bell.release()
+        if self._started.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._run, name="context-deadlines", daemon=True).start()
+            except BaseException:  # after a KeyboardInterrupt it may run all the same
+                self._started.release()
+                raise
 
-    def _run(self) -> NoReturn:
+    def _run(self) -> None:
+        if not self._running.acquire(blocking=False):
+            return
         while True:
             self._wakes_at = self.turn(monotonic())
             if self._inbox:

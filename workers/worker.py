@@ -55,7 +55,7 @@ class _Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._none_left = threading.Condition(self._lock)
+        self._waiters: list[Context] = []  # contexts that end when nothing is in flight
         self._jobs: dict[int, Job] = {}
         self.outcomes: dict[_Outcome, int] = {"done": 0, "failed": 0, "cancelled": 0}
 
@@ -67,8 +67,11 @@ class _Ledger:
         with self._lock:
             del self._jobs[id(job)]
             self.outcomes[outcome] += 1
-            if not self._jobs:
-                self._none_left.notify_all()
+            waiters = [] if self._jobs else self._waiters
+            if waiters:
+                self._waiters = []
+        for waiter in waiters:
+            waiter.cancel()
 
     def in_flight(self) -> list[Job]:
         with self._lock:
@@ -76,15 +79,12 @@ class _Ledger:
 
     def wait(self, ctx: Context) -> None:
         """Return when nothing is in flight, or when the context ends."""
-        stop = ctx.on_done(self._wake)
+        waiter = ctx.with_cancel()
         with self._lock:
-            while self._jobs and not ctx.done:
-                self._none_left.wait()
-        stop()
-
-    def _wake(self) -> None:
-        with self._lock:
-            self._none_left.notify_all()
+            if not self._jobs:
+                return
+            self._waiters.append(waiter)
+        waiter.wait()
 
 
 class Worker:
