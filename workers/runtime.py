@@ -145,17 +145,17 @@ class _Runtime:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole terminal
-        signal.signal(signal.SIGTERM, self._terminated)
-        signal.signal(signal.SIGUSR2, lambda *_: None)
         # C code writes the number of each signal to the lifeline, whatever Python is doing: so the
         # supervisor learns of a SIGTERM, and of the end of the stacks that precede a SIGUSR2's.
         signal.set_wakeup_fd(self._lifeline, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGUSR2, lambda *_: None)
         faulthandler.register(signal.SIGUSR2, file=self._lifeline, all_threads=True, chain=True)
         faulthandler.enable(file=self._lifeline, all_threads=True)  # a crash tells where, too
 
     def _terminated(self, _number: int, _frame: object) -> None:
         """Drain although the link is dead. With a link, the supervisor answers with a cancel."""
-        if not self._link.alive:
+        if self._link.has_ended:
             # In a thread of its own: this handler may have interrupted whoever holds a lock.
             threading.Thread(
                 target=self._drain_without_link, name="ackvisor-terminated", daemon=True
