@@ -240,7 +240,7 @@ class Roll:
 
     def abandon(self, now: float) -> None:
         """Make way for another roll: as if it had failed, but nobody is to blame."""
-        self.was_cut_short = not self.is_over and self._let_go(now)
+        self.was_cut_short = self._let_go(now)
 
     def dismiss(self, worker: Worker, group: Group, now: float) -> None:
         """Cancel a worker whom nobody replaces, and wait for its end."""

@@ -1071,15 +1071,16 @@ def test_time_that_was_lost_is_given_back_to_all() -> None:
 
 def test_what_happens_after_the_gap_is_not_put_off_by_it() -> None:
     """A stop that is requested first thing after an hour's sleep takes its grace, not an hour."""
-    script = Script(group(count=2, ready_timeout=5.0))
-    script.ready(1, "jobs-1")
-    script.registered(1, "jobs-2")
-    script.at(3600, ev.StopRequested("SIGTERM"))
-    script.at(3600, ev.WorkerAcknowledged("jobs-1"), ev.WorkerAcknowledged("jobs-2"))
+    script = running("jobs-1", "jobs-2")
+    script.at(11, ev.WorkerFailed("jobs-2", "ValueError", ""))
+    script.at(3600, ev.StopRequested("SIGTERM"), ev.WorkerAcknowledged("jobs-1"))
+    script.at(3600, ev.WorkerAcknowledged("jobs-2"))
 
     assert script.tick(3600) == []
     assert script.snapshot().deadline == 3630.0
-    assert brief(script.tick(3630)) == ["TakeStacks jobs-1", "TakeStacks jobs-2"]
+    assert brief(script.tick(3601)) == ["TakeStacks jobs-2"]  # it has had its grace, and a second
+    script.tick(3602)
+    assert brief(script.tick(3630)) == ["TakeStacks jobs-1"]
 
 
 def test_a_late_turn_is_judged_as_a_whole_when_the_last_one_was_excused() -> None:

@@ -170,11 +170,12 @@ class World(RuleBasedStateMachine):
         else:
             self.happens(ev.WorkerReady(process.worker))
 
-    @precondition(lambda self: self.some(is_alive))
-    @rule(index=st.integers(0, 9))
-    def somebody_else_sends_it_away(self, index: int) -> None:
-        process = self.pick(index, is_alive)
+    @precondition(lambda self: self.some(is_known))
+    @rule(index=st.integers(0, 9), seconds=st.sampled_from([0.1, 0.0, 0.9]))
+    def somebody_else_sends_it_away(self, index: int, seconds: float) -> None:
+        process = self.pick(index, is_known)
         self.happens(ev.WorkerLeaving(process.worker, "SIGTERM from outside"))
+        self.now += seconds
 
     @precondition(lambda self: self.some(is_known))
     @rule(index=st.integers(0, 9))

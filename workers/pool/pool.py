@@ -100,7 +100,10 @@ class Options(TypedDict, total=False):
 
 
 class Pool:
-    """A pool of connections, first come first served. Every method may be called by any thread.
+    """A pool of connections, first come first served.
+
+    Every method may be called by any thread, but not by a signal handler or a finaliser: those may
+    run on top of a thread that is in the pool already.
 
         pool = Pool.from_url("postgresql://app@/orders", max_open=20)
         with pool.acquire(ctx) as conn:
@@ -109,7 +112,8 @@ class Pool:
 
     The connection is the driver's own. Whoever wants a transaction to last commits it: what is
     open when the connection comes back is rolled back. A pool opens nothing before it is asked,
-    unless `min` says so. It belongs to the process that made it.
+    unless `min` says so. It belongs to the process that made it: a child that is forked with
+    `os.fork` gets ForkedPoolError from it.
     """
 
     def __init__(
@@ -935,6 +939,8 @@ class Pool:
         """
         frame = _getframe(2)
         with self._lock:
+            if request.done:
+                return  # served a moment ago: what it has is what it asked for
             own = [
                 slot
                 for slot in self._state.slots

@@ -7,7 +7,7 @@ Theory of operation
 -------------------
 **A slot is not a connection.** A slot is taken before the dial and is free again only when the
 physical close has finished, so the server never sees more than `max_open` of us. There is one
-place that takes one (`_may_open`) and one that gives it back (`_free`).
+place that says whether one more may be taken (`_has_room`) and one that gives it back (`_free`).
 
     DIALLING -> IDLE <-> LENT -> RETURNING -> IDLE, or lent on        every state but DIALLING
                 IDLE -> CHECKING -> LENT or IDLE                      may go to CLOSING -> GONE
@@ -18,11 +18,12 @@ first out: those that are not needed stay at the bottom and reach their idle tim
 
 **`take` needs no lock.** It pops from the stack, which Python does atomically, and who has popped a
 slot owns it. Everything else runs under the shell's lock and must live with a slot that vanishes
-from the stack under its hands (`_pop`, `_pull`). Losing the lock there is half of the pool's speed.
+from the stack under its hands (`_pop`, `_pull`). Doing without the lock there saves a fifth of what
+an acquire and its return take together.
 
 **A second look.** `take` and `give` handle only what is plain. `check_at` is the time until which
 an idle slot may be lent as it is; `look` on a lent one says that its return is not plain (it has a
-context, its generation is suspect, the pool is shrinking or closing).
+leak threshold of its own, it is too old or suspect, the pool is shrinking or closing).
 
 **Generations.** A connection found broken makes all others of its time suspect: each must pass a
 check before it is lent again. One that does not even answer condemns them (`clear`).
@@ -597,7 +598,7 @@ class PoolState:
             slot.cut_at = now + timeout
             self._by(slot.cut_at)
             return slot
-        if len(self.slots) >= self.settings.max_open or self._failing_since != inf:
+        if not self._has_room() or self._failing_since != inf:
             return None
         return self._begin_dial(now)
 
@@ -663,7 +664,7 @@ class PoolState:
     @property
     def exhausted(self) -> bool:
         """Whether nothing but a return can serve the next one who asks."""
-        return len(self.slots) >= self.settings.max_open and not self.idle and not self._dialling
+        return not self._has_room() and not self.idle and not self._dialling
 
     @property
     def outstanding(self) -> int:
@@ -782,9 +783,13 @@ class PoolState:
 
     # -- the steps
 
+    def _has_room(self) -> bool:
+        """Decide whether one more slot may be taken. The only place that does."""
+        return len(self.slots) < self.settings.max_open
+
     def _may_open(self, now: float) -> bool:
-        """Decide whether one more slot may be taken now. The only place that does."""
-        if self.closing or len(self.slots) >= self.settings.max_open:
+        """Whether a dial may begin now."""
+        if self.closing or not self._has_room():
             return False
         if self._failing_since == inf:
             return self._dialling < self.settings.max_connecting
@@ -815,7 +820,7 @@ class PoolState:
     def _dials(self, now: float) -> list[Action]:
         """Start a dial for each waiter that none is under way for, and for the minimum."""
         actions: list[Action] = []
-        if len(self.slots) >= self.settings.max_open:
+        if not self._has_room():
             return actions
         wanted = max(
             len(self.waiting) - self._dialling,
@@ -915,7 +920,7 @@ class PoolState:
 
     def _break_deadlock(self, now: float) -> list[Action]:
         """Fail the youngest of those who wait for each other, where nobody else could help."""
-        if len(self.slots) < self.settings.max_open or not self.waiting:
+        if self._has_room() or not self.waiting:
             return []
         held = {
             slot

@@ -11,7 +11,7 @@ from workers.pool.reports import Holder, Leak
 from workers.pool.stacks import Stack, describe, place, thread_name, where_is
 from workers.pool.stats import PoolStats
 
-SHOWN = 3  # holders in the text of an error; all of them are in its `holders`
+SHOWN = 3  # holders in an error: a hundred waiters that time out must not print a thousand stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def timed_out(
     error.waited, error.place, error.waiting = waited, position, waiting
     error.max_open, error.open = stats.max_open, stats.open
     error.idle, error.in_use = stats.idle, stats.in_use
-    error.holders = tuple(loan.holder() for loan in loans)
+    error.holders = tuple(loan.holder() for loan in loans[:SHOWN])
     error.last_dial_error = error.__cause__ = dial_error
     return error
 
