@@ -40,6 +40,7 @@ from supervisor.protocol import (
     Failed,
     Hello,
     Leak,
+    LeakFound,
     PoolSettings,
     PoolStats,
     Ready,
@@ -52,6 +53,7 @@ from workers.worker import Worker
 
 MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
+LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
@@ -295,9 +297,12 @@ class _Runtime:
     def _close_pools(self) -> dict[str, CloseReport]:
         """Close all pools at the same time, so that one's wait is not the other's."""
         reports: dict[str, CloseReport] = {}
+        # The closing context leaves half of the margin; what leaks must not cost all of that.
+        last_grace = min(LAST_GRACE, self._assignment.abort_margin / 4)
 
         def close(name: str) -> None:
-            reports[name] = _report(self._worker.pools[name].close(self._closing))
+            pool = self._worker.pools[name]
+            reports[name] = _report(pool.close(self._closing, last_grace=last_grace))
 
         first, *others = self._worker.pools or [""]
         threads = [threading.Thread(target=close, args=(name,), daemon=True) for name in others]
@@ -311,7 +316,7 @@ class _Runtime:
 
     def _open_pool(self, name: str, settings: PoolSettings) -> Pool:
         who = self._assignment
-        return Pool.from_url(
+        pool = Pool.from_url(
             settings.url,
             name=name,
             application_name=f"{who.supervisor}/{who.worker}",
@@ -322,6 +327,10 @@ class _Runtime:
             acquire_timeout=settings.acquire_timeout,
             leak_threshold=settings.leak_threshold,
         )
+        pool.on_leak = lambda leak: self._link.send(
+            LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
+        )
+        return pool
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:

@@ -114,7 +114,14 @@ class Pool:
     open when the connection comes back is rolled back. A pool opens nothing before it is asked,
     unless `min` says so. It belongs to the process that made it: a child that is forked with
     `os.fork` gets ForkedPoolError from it.
+
+    Attributes:
+        on_leak: Told of each loan that passes `leak_threshold`, once, in a thread of the pool's; it
+            must be quick. It may be set at any time; without it, and without a listener, the log
+            is told.
     """
+
+    on_leak: Callable[[Leak], object] | None = None
 
     def __init__(
         self,
@@ -752,12 +759,14 @@ class Pool:
         self._run(actions)
         self._attend()
 
-    def close(self, limit: float | ContextLike | None = None) -> CloseReport:
+    def close(
+        self, limit: float | ContextLike | None = None, *, last_grace: float = LAST_GRACE
+    ) -> CloseReport:
         """Close the pool in three steps, and report.
 
         1. Nothing is lent any more: whoever waits gets PoolClosed at once, idle connections are
            closed. 2. What is lent is waited for. 3. At the limit, what runs on the rest is
-           cancelled; its borrower has half a second more to give it back; then the connection is
+           cancelled; its borrower has `last_grace` more to give it back; then the connection is
            cut off from the server where the driver can do that safely, and left to its borrower
            where it cannot. It never raises because of a leak.
 
@@ -766,6 +775,7 @@ class Pool:
 
         Args:
             limit: Seconds to wait for what is lent, or a context that ends the waiting; default 5.
+            last_grace: Seconds for a borrower to give back what was cancelled.
 
         Raises:
             ForkedPoolError: this process inherited the pool.
@@ -786,6 +796,7 @@ class Pool:
                 by = threading.current_thread().name
                 cause = None if ctx is None or not ctx.done else ctx.cause
                 closing = self._closing = _Closing(by, now, cause, deadline)
+                closing.last_grace = last_grace
                 closing.closed_before = self._state.closed_count
                 actions = self._state.close()
                 closing.lent = sum(1 for slot in self._state.slots if _is_out(slot))
@@ -835,7 +846,7 @@ class Pool:
         if driver.cancels:
             for slot in late:
                 self._cancel_loan(slot)
-            closing.deadline = monotonic() + LAST_GRACE
+            closing.deadline = monotonic() + closing.last_grace
             self._await_return(closing)
         leaks: list[Leak] = []
         for slot, loan in loans.items():
@@ -921,6 +932,9 @@ class Pool:
         leak = words.leak_of(borrowed, "still lent")
         if self._listener is not None:
             self._emit("ConnectionLeaked", connection=slot.number, leak=leak)
+        if self.on_leak is not None:
+            self.on_leak(leak)
+        if self._listener is not None or self.on_leak is not None:
             return
         _log(
             "pool %r: connection %d is lent to %s for %.3f s, longer than its leak threshold; "
@@ -1075,6 +1089,7 @@ class _Closing:
         self.at = at
         self.cause = cause
         self.deadline = deadline
+        self.last_grace = LAST_GRACE
         self.lent = 0
         self.closed_before = 0
         self.bell = allocate_lock()
