@@ -159,6 +159,7 @@ class Fleet:
                 self._time_passed(now)
             case _:
                 assert_never(event)
+        self._note_readiness()
         return self._take()
 
     def next_deadline(self) -> float | None:
@@ -220,7 +221,6 @@ class Fleet:
                 if slot.worker is worker:
                     slot.group.schedule_recycling(slot)
                 self._rolls.became_ready(worker, slot, now)
-                self._note_readiness()
             case ev.WorkerFailed():
                 self._rolls.failed(
                     worker, slot, Failure(worker.id, report.error, report.traceback), now
@@ -254,7 +254,6 @@ class Fleet:
                 self._group_failed(slot.group, worker, now)
             self._rolls.go_on(now)
         self._spawn_what_is_due(now)
-        self._note_readiness()
 
     def _group_failed(self, group: Group, last: Worker, now: float) -> None:
         self.announce("group.failed", **last.who, reason=group.failure)
@@ -289,7 +288,6 @@ class Fleet:
                     self._take_spec(spec, now)
             case _:
                 self._rolls.request(event, now)
-        self._note_readiness()
 
     def _take_spec(self, spec: GroupSpec, now: float) -> None:
         group = self._groups.get(spec.name)
@@ -400,7 +398,6 @@ class Fleet:
         self._rolls.time_passed(now)
         self._recycle_what_is_due(now)
         self._spawn_what_is_due(now)
-        self._note_readiness()
 
     def _recycle_what_is_due(self, now: float) -> None:
         for slot in self._slots():

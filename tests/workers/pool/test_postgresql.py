@@ -156,7 +156,9 @@ def test_the_end_of_a_context_ends_the_query_on_the_server(pool, watcher):
 
 def test_a_second_query_under_an_ended_context_is_cancelled_too(pool):
     """The borrower who swallows the first error and goes on is cancelled again."""
-    with pool.acquire(Context.background().with_timeout(0.1)) as conn:
+    ctx = Context.background().with_cancel()
+    with pool.acquire(ctx) as conn:
+        ctx.cancel()
         for _ in range(3):
             with pytest.raises(psycopg.errors.QueryCanceled):
                 conn.execute("select pg_sleep(60)")

@@ -257,10 +257,10 @@ def test_a_wait_for_anothers_lock_obeys_the_context(pool, url):
     began = time.monotonic()
     with (
         pytest.raises(DeadlineExceeded) as caught,
-        pool.acquire(Context.background().with_timeout(0.3)) as conn,
+        pool.acquire(Context.background().with_timeout(0.5)) as conn,
     ):
         conn.execute("insert into t values (1)")
-    assert 0.3 <= time.monotonic() - began < 2.0
+    assert 0.5 <= time.monotonic() - began < 4.0, "not as long as SQLite alone would wait"
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     holder.close()
 
