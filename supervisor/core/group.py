@@ -154,7 +154,6 @@ class Group:
         for slot in self.slots:
             slot.generation = generation
             slot.is_provisional = False
-            slot.finished = slot.is_done
         if self.failure:
             self.forgive()
 

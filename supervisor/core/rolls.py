@@ -211,8 +211,6 @@ class Rolls:
 
     def _begin_reload(self, request: ev.ReloadRequested, now: float) -> None:
         slots: list[Slot] = []
-        for group in self._groups.values():
-            group.next_spec = None  # one that was superseded may have left its own
         for spec in request.groups:
             group = self._groups.get(spec.name) or self._add(spec, request.generation)
             group.next_spec = spec

@@ -257,13 +257,12 @@ def test_what_fails_on_the_way_back_is_tried_again() -> None:
 def test_who_dies_on_the_way_back_is_restarted_from_the_generation_in_force() -> None:
     """And is not replaced once more for that."""
     script = third_fails()
-    script.crashed(30.5, "web-4")
     script.left(31, "web-6")
-    script.ready(32, *[w for w in workers_of(script, 1) if w != "web-3"])
-    script.crashed(33, "web-5")
-    script.tick(34)
+    script.crashed(32, "web-5")
 
-    assert {w.generation for w in script.snapshot().workers} == {1}
+    assert script.tick(33) == [ac.Spawn("web-8", "web", 1)]
+    script.ready(34, "web-7")
+    assert gone(script, 35, "web-4")[-2:] == ["reload.rolled_back web-6", "Retire 2"]
 
 
 def test_a_worker_that_was_replaced_restarts_from_the_new_code_until_the_roll_fails() -> None:
@@ -404,6 +403,31 @@ def test_places_that_a_failed_roll_has_not_come_to_are_filled_again() -> None:
     assert [(w.id, w.generation) for w in script.snapshot().workers] == [("web-5", 1), ("web-6", 1)]
 
 
+def test_a_group_that_fails_while_it_is_being_replaced_is_whole_after_the_commit() -> None:
+    """The old code has failed, not the new: what it has used up is not held against that one."""
+    script = serving(web(2, min_ready_time=0.0, max_restarts=1, backoff=60.0))
+    script.at(20, reload(2, web(2, min_ready_time=0.0)))
+    script.ready(21, "web-3")
+    gone(script, 22, "web-1")
+    script.crashed(23, "web-3")
+    assert "group.failed web-2" in brief(script.crashed(24, "web-2"))
+    end = script.ready(25, "web-4") + script.tick(25)
+
+    assert "reload.done" in brief(end)
+    assert ac.Spawn("web-5", "web", 2) in end
+    assert script.group("web").failure == ""
+
+
+def test_empty_places_are_filled_after_those_that_replace_somebody() -> None:
+    """They have nobody to lose, but prove nothing either."""
+    script = serving(web(2, min_ready_time=0.0, backoff=1000.0, backoff_max=1000.0))
+    script.crashed(19, "web-2")
+    begun = script.at(20, reload(2, web(2, min_ready_time=0.0))) + script.ready(21, "web-3")
+
+    assert [a.worker for a in begun if isinstance(a, ac.Spawn)] == ["web-3"]
+    assert gone(script, 22, "web-1")[-1] == "Spawn web-4"
+
+
 # --- groups and slots that come and go ----------------------------------------------------------
 
 
@@ -491,12 +515,10 @@ def test_a_superseded_generation_is_retired_when_its_last_worker_has_gone() -> N
     script.ready(21, "web-3")
     gone(script, 22, "web-1")
     script.at(23, reload(3, web(2, min_ready_time=0.0)))
-    begun = brief(script.at(24, ev.WorkerNotBorn("web-4", "given up")))
-    script.ready(25, "web-5")
-    replaced = gone(script, 26, "web-3")
+    begun = script.at(24, ev.WorkerNotBorn("web-4", "given up")) + script.crashed(25, "web-3")
 
-    assert "Retire 2" not in begun
-    assert "Retire 2" in replaced
+    assert "Retire 2" not in brief(begun)
+    assert "Retire 2" in brief(script.ready(26, "web-5"))
 
 
 def test_after_a_superseded_roll_the_way_back_takes_all_along() -> None:
@@ -571,6 +593,17 @@ def test_a_restart_replaces_by_the_generation_in_force() -> None:
     assert workers_of(script) == ["web-1", "web-3"]
 
 
+def test_a_restart_gives_a_failed_group_another_chance() -> None:
+    """All of its places are filled again."""
+    script = serving(web(2, max_restarts=0, min_ready_time=0.0))
+    script.crashed(11, "web-1", "web-2")
+    assert script.group("web").state == "failed"
+    script.at(20, ev.RestartRequested("web"))
+
+    assert brief(script.ready(21, "web-3", "web-4"))[-1] == "restart.done"
+    assert script.group("web").state == "ready"
+
+
 def test_a_restart_that_fails_just_ends() -> None:
     """What it has replaced runs the same code."""
     script = serving(web(2))
@@ -620,6 +653,17 @@ def test_a_scale_to_nobody_and_back() -> None:
     up = brief(script.at(23, ev.ScaleRequested("web", 2)))
     assert up == ["group.scaled", "Spawn web-3", "Spawn web-4"]
     assert brief(script.ready(24, "web-3", "web-4"))[-1] == "scale.done"
+
+
+def test_a_scale_that_fails_keeps_its_count_and_leaves_the_rest_to_ordinary_restarts() -> None:
+    """It runs the same code as those who serve: there is nothing to go back to."""
+    script = serving(web(1))
+    script.at(20, ev.ScaleRequested("web", 2))
+    actions = script.at(21, ev.WorkerNotBorn("web-2", "EAGAIN"))
+
+    assert fields_of("scale.failed", actions)["worker"] == "web-2"
+    assert ac.Spawn("web-3", "web", 1) in actions
+    assert script.group("web").count == 2
 
 
 def test_a_file_that_is_read_later_wins_over_a_scale_that_waits() -> None:

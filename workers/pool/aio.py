@@ -44,6 +44,7 @@ from workers.pool.shell import (
     CMAP_REASON,
     LAST_GRACE,
     NESTED_AFTER,
+    Closing,
     Options,
     Shell,
     borrowed,
@@ -83,6 +84,10 @@ class AsyncPool(Shell):
     The connection is the driver's own (psycopg's AsyncConnection, a client of redis.asyncio). It
     belongs to the event loop that it is first used in, and every method is called there, but
     `stats`, which any thread may call. The contexts that it is given may end in any thread.
+
+    Attributes:
+        on_leak: Told of each loan that passes `leak_threshold`, once, in the event loop; it must be
+            quick. It may be set at any time; without it, and without a listener, the log is told.
     """
 
     def __init__(
@@ -194,6 +199,10 @@ class AsyncPool(Shell):
     @property
     def _knows(self) -> Driver:
         return self._driver.knows
+
+    @property
+    def _closed(self) -> Closing | None:
+        return self._closing
 
     def _enter_loop(self) -> None:
         """Belong to the running loop, once and for all.
@@ -707,7 +716,9 @@ class AsyncPool(Shell):
         self._attend()
         await _all_of(closes)
 
-    async def close(self, limit: float | ContextLike | None = None) -> CloseReport:
+    async def close(
+        self, limit: float | ContextLike | None = None, *, last_grace: float = LAST_GRACE
+    ) -> CloseReport:
         """Close the pool in three steps, and report: as `Pool.close`.
 
         A second close returns the same report; while the first one waits, a second one with an
@@ -716,6 +727,7 @@ class AsyncPool(Shell):
 
         Args:
             limit: Seconds to wait for what is lent, or a context that ends the waiting; default 5.
+            last_grace: Seconds for a borrower to give back what was cancelled.
 
         Raises:
             ForkedPoolError: this process inherited the pool.
@@ -737,11 +749,10 @@ class AsyncPool(Shell):
                 async with asyncio.timeout(max(0.0, closing.deadline - now) + 2 * LAST_GRACE):
                     await closing.ended.wait()
             return closing.report or self._report(closing, [])
-        closing = self._closing = _Closing(deadline)
         task = asyncio.current_task()
-        self._by = "a callback" if task is None else task.get_name()
-        self._closed_at = now
-        self._close_cause = None if ctx is None or not ctx.done else ctx.cause
+        by = "a callback" if task is None else task.get_name()
+        cause = None if ctx is None or not ctx.done else ctx.cause
+        closing = self._closing = _Closing(by, now, cause, deadline, last_grace)
         closing.closed_before = self._state.closed_count
         actions = self._state.close()
         closing.lent = sum(1 for slot in self._state.slots if is_out(slot))
@@ -787,7 +798,7 @@ class AsyncPool(Shell):
                 if slot.state is _LENT:
                     slot.loan = slot.loan or _Loan()
                     self._start_cancel(slot, slot.loan)
-            closing.deadline = monotonic() + LAST_GRACE
+            closing.deadline = monotonic() + closing.last_grace
             await self._await_return(closing)
         leaks: list[Leak] = []
         for slot, loan in loans.items():
@@ -803,14 +814,6 @@ class AsyncPool(Shell):
                 slot.loan.end()
             leaks.append(words.leak_of(loan, outcome))
         return leaks
-
-    def _report(self, closing: _Closing, leaked: list[Leak]) -> CloseReport:
-        out = sum(1 for slot in self._state.slots if is_out(slot))
-        return CloseReport(
-            closed=self._state.closed_count - closing.closed_before,
-            waited=max(0, closing.lent - out),
-            leaked=leaked,
-        )
 
     async def __aenter__(self) -> Self:
         self._enter_loop()
@@ -923,16 +926,13 @@ class _Loan:
         return bool(done) and not self.cut
 
 
-class _Closing:
-    """A close in progress or done."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.lent = 0
-        self.closed_before = 0
+class _Closing(Closing):
+    def __init__(
+        self, by: str, at: float, cause: object, deadline: float, last_grace: float
+    ) -> None:
+        super().__init__(by, at, cause, deadline, last_grace)
         self.bell = asyncio.Event()
         self.ended = asyncio.Event()
-        self.report: CloseReport | None = None
 
     def hasten(self, deadline: float) -> None:
         """Stop waiting then, if that is earlier."""

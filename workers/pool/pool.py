@@ -13,7 +13,6 @@ from __future__ import annotations
 __all__ = ["Lease", "Pool"]
 
 import os
-import sys
 import threading
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable, Iterable
@@ -21,26 +20,31 @@ from contextlib import suppress
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 from workers.pool import drivers, forks, words
 from workers.pool.drivers.base import Driver
-from workers.pool.errors import (
-    ConnectError,
-    ForkedPoolError,
-    PoolClosed,
-    PoolDeadlock,
-    PoolError,
-    PoolTimeout,
-    WrongPoolError,
-)
-from workers.pool.events import Listener, PoolEvent
+from workers.pool.errors import WrongPoolError
+from workers.pool.events import Listener
 from workers.pool.keeper import Keeper
 from workers.pool.loans import Loan, check, ring
 from workers.pool.protocols import ContextLike
-from workers.pool.reports import CloseReport, Holder, Leak
+from workers.pool.reports import CloseReport, Leak
 from workers.pool.settings import Settings
-from workers.pool.stacks import Stack, capture, describe, is_under, thread_name
+from workers.pool.shell import (
+    CLOSE_TIMEOUT,
+    CMAP_REASON,
+    LAST_GRACE,
+    NESTED_AFTER,
+    Closing,
+    Options,
+    Shell,
+    borrowed,
+    draw,
+    failure_word,
+    is_out,
+)
+from workers.pool.stacks import Stack, capture
 from workers.pool.state import (
     LOOK,
     Action,
@@ -48,7 +52,6 @@ from workers.pool.state import (
     Close,
     Cut,
     Dial,
-    Failure,
     Overdue,
     PoolState,
     Reason,
@@ -57,49 +60,12 @@ from workers.pool.state import (
     SlotState,
     Wake,
 )
-from workers.pool.stats import Histogram, PoolStats
-from workers.pool.words import Borrowed
-
-# Seconds. How long a close waits where the caller does not say, and how long a borrower then still
-# has after its query was cancelled.
-CLOSE_TIMEOUT = 5.0
-LAST_GRACE = 0.5
-# After this long a waiter is asked whether it has a connection itself.
-NESTED_AFTER = 0.05
 
 _LENT = SlotState.LENT
 _CHECKING = SlotState.CHECKING
-_getframe = sys._getframe
-
-# CMAP's words for why a connection is closed.
-_CMAP_REASON = {
-    Reason.BROKEN: "error",
-    Reason.CLEARED: "stale",
-    Reason.IDLE_TIME: "idle",
-    Reason.LIFETIME: "stale",
-    Reason.MAX_IDLE: "idle",
-    Reason.SHRUNK: "stale",
-    Reason.POOL_CLOSED: "poolClosed",
-}
 
 
-class Options(TypedDict, total=False):
-    """The settings as keywords; see `workers.pool.Settings` for what each means."""
-
-    max_open: int
-    max_idle: int | None
-    min: int
-    max_lifetime: float
-    max_idle_time: float
-    acquire_timeout: float
-    leak_threshold: float
-    connect_timeout: float
-    max_connecting: int
-    validate_after_idle: float
-    keepalive: float
-
-
-class Pool:
+class Pool(Shell):
     """A pool of connections, first come first served.
 
     Every method may be called by any thread, but not by a signal handler or a finaliser: those may
@@ -121,8 +87,6 @@ class Pool:
             is told.
     """
 
-    on_leak: Callable[[Leak], object] | None = None
-
     def __init__(
         self,
         connect: Callable[[], Any],
@@ -136,8 +100,9 @@ class Pool:
 
         Args:
             connect: Opens a connection (any DB-API `connect`, with its arguments bound). It is
-                called by threads of the pool's own. Of a connection of sqlite3 or psycopg the pool
-                knows all that `from_url` knows; of another one it knows what PEP 249 says.
+                called by threads of the pool's own. Of a connection of sqlite3, psycopg or
+                PyMySQL and a client of redis-py the pool knows all that `from_url` knows; of
+                another one it knows what PEP 249 says.
             name: For errors, events and thread names.
             setup: Called with each new connection before it is lent for the first time. Settings
                 of the driver that it makes are restored when a borrower has changed them.
@@ -167,7 +132,10 @@ class Pool:
         listener: Listener | None = None,
         **settings: Unpack[Options],
     ) -> Self:
-        """Make a pool for `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://…`.
+        """Make a pool for a URL: SQLite, PostgreSQL, MySQL or MariaDB, or Redis.
+
+        `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://…`, `mysql://…` (also
+        `mariadb://…`), `redis://…`, `rediss://…` or `unix://…` (Redis by a Unix socket).
 
         Args:
             url: No part of it but its scheme is ever in an error, an event or a repr.
@@ -228,6 +196,14 @@ class Pool:
         self._tidy = driver.tidy
         with self._lock:
             self._state.glance_after(driver.glance_after)
+
+    @property
+    def _knows(self) -> Driver:
+        return self._driver
+
+    @property
+    def _closed(self) -> Closing | None:
+        return self._closing
 
     def _use_state(self, state: PoolState) -> None:
         self._state = state
@@ -367,7 +343,7 @@ class Pool:
         except BaseException as exc:
             self._forsake(request)
             if self._listener is not None:
-                self._emit("ConnectionCheckOutFailed", reason=_failure_word(exc), error=exc)
+                self._emit("ConnectionCheckOutFailed", reason=failure_word(exc), error=exc)
             raise
         if self._listener is not None:
             seconds = monotonic() - started
@@ -648,7 +624,7 @@ class Pool:
             interrupted = isinstance(exc, KeyboardInterrupt | SystemExit)
             final = not interrupted and self._driver.is_final(exc)
             with self._lock:
-                actions = self._state.dial_failed(slot, exc, monotonic(), _draw(), final=final)
+                actions = self._state.dial_failed(slot, exc, monotonic(), draw(), final=final)
             if interrupted:  # the asker's own, where he dials himself
                 self._run(actions, keeper=True)
                 raise
@@ -658,7 +634,7 @@ class Pool:
             seconds = now - slot.born_at
             self._emit("ConnectionReady", connection=slot.number, seconds=seconds)
         with self._lock:
-            return self._state.dialled(slot, conn, now, _draw())
+            return self._state.dialled(slot, conn, now, draw())
 
     def _learn(self, thing: object) -> None:
         """Find out from the first connection or error which driver `connect` belongs to."""
@@ -673,7 +649,7 @@ class Pool:
         with suppress(Exception):  # it is gone either way, and the slot has to become free
             self._driver.close(slot.conn)
         if self._listener is not None:
-            self._emit("ConnectionClosed", connection=slot.number, reason=_CMAP_REASON[reason])
+            self._emit("ConnectionClosed", connection=slot.number, reason=CMAP_REASON[reason])
         with self._lock:
             slot.conn = None
             actions = self._state.closed(slot, monotonic())
@@ -704,28 +680,6 @@ class Pool:
             self._keeper.wakes_at = inf  # this thread dies of it: the next deadline starts another
             raise
         return None if due == inf else due - now
-
-    # -- asking
-
-    def stats(self) -> PoolStats:
-        """Return a snapshot of the figures."""
-        with self._lock:
-            return self._state.stats()
-
-    def histograms(self) -> dict[str, Histogram]:
-        """Return the histograms `wait`, `use` and `create`, in seconds, since the pool was made."""
-        with self._lock:
-            return self._state.histograms()
-
-    def holders(self) -> list[Holder]:
-        """Return who has a connection now, for how long and where from, the longest first."""
-        return [loan.holder() for loan in self._loans()]
-
-    def _loans(self) -> list[Borrowed]:
-        now = monotonic()
-        with self._lock:
-            loans = [_borrowed(slot, now) for slot in self._state.slots if slot.state is _LENT]
-        return sorted(loans, key=lambda loan: -loan.held)
 
     # -- changing and ending
 
@@ -795,11 +749,10 @@ class Pool:
             if closing is None:
                 by = threading.current_thread().name
                 cause = None if ctx is None or not ctx.done else ctx.cause
-                closing = self._closing = _Closing(by, now, cause, deadline)
-                closing.last_grace = last_grace
+                closing = self._closing = _Closing(by, now, cause, deadline, last_grace)
                 closing.closed_before = self._state.closed_count
                 actions = self._state.close()
-                closing.lent = sum(1 for slot in self._state.slots if _is_out(slot))
+                closing.lent = sum(1 for slot in self._state.slots if is_out(slot))
             else:
                 actions = []
                 closing.deadline = min(closing.deadline, deadline)
@@ -818,7 +771,7 @@ class Pool:
             self._run(actions, keeper=True)  # a close that hangs in the driver must not hold us
             self._await_return(closing)
             with self._lock:
-                late = [slot for slot in self._state.slots if _is_out(slot)]
+                late = [slot for slot in self._state.slots if is_out(slot)]
             if late:
                 leaked = self._end_loans(closing, late)
         finally:
@@ -842,7 +795,7 @@ class Pool:
         """Step 3: cancel, a last grace, cut. Say of each loan what became of it."""
         driver = self._driver
         now = monotonic()
-        loans = {slot: _borrowed(slot, now) for slot in late}
+        loans = {slot: borrowed(slot, now) for slot in late}
         if driver.cancels:
             for slot in late:
                 self._cancel_loan(slot)
@@ -851,7 +804,7 @@ class Pool:
         leaks: list[Leak] = []
         for slot, loan in loans.items():
             with self._lock:
-                out = _is_out(slot)
+                out = is_out(slot)
                 self._state.given_up(slot)
             if not out:
                 outcome = "given back after its statement was cancelled"
@@ -875,15 +828,6 @@ class Pool:
                 return
         self._start_cancel(slot, loan)
 
-    def _report(self, closing: _Closing, leaked: list[Leak]) -> CloseReport:
-        with self._lock:
-            out = sum(1 for slot in self._state.slots if _is_out(slot))
-            return CloseReport(
-                closed=self._state.closed_count - closing.closed_before,
-                waited=max(0, closing.lent - out),
-                leaked=leaked,
-            )
-
     def __enter__(self) -> Self:
         return self
 
@@ -895,130 +839,15 @@ class Pool:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<Pool {self.name!r} {self._driver.name} {self._state.stats()}>"
-
-    # -- telling
-
-    def _failure(self, request: Request) -> PoolError:
-        if request.failure is Failure.CLOSED:
-            closing = self._closing
-            assert closing is not None
-            return words.was_closed(self.name, closing.by, monotonic() - closing.at, closing.cause)
-        if request.failure is Failure.DIAL:
-            assert request.cause is not None
-            return words.cannot_connect(self.name, request.cause)
-        error = self._timed_out(request, len(self._state.waiting) + 1, PoolDeadlock)
-        held = [slot.stack for slot, _ in request.holds]
-        return words.deadlock(error, self.name, held, request.stack)
-
-    def _timed_out(
-        self, request: Request, position: int, kind: type[PoolTimeout] = PoolTimeout
-    ) -> PoolTimeout:
-        return words.timed_out(
-            self.name,
-            self.stats(),
-            self._loans(),
-            waited=monotonic() - request.since,
-            position=position,
-            asker=request.owner,
-            dial_error=self._state.last_dial_error,
-            kind=kind,
-        )
-
-    def _report_leak(self, loan: Overdue) -> None:
-        slot = loan.slot
-        borrowed = Borrowed(slot.number, monotonic() - loan.lent_at, loan.owner, loan.stack)
-        leak = words.leak_of(borrowed, "still lent")
-        if self._listener is not None:
-            self._emit("ConnectionLeaked", connection=slot.number, leak=leak)
-        if self.on_leak is not None:
-            self.on_leak(leak)
-        if self._listener is not None or self.on_leak is not None:
-            return
-        _log(
-            "pool %r: connection %d is lent to %s for %.3f s, longer than its leak threshold; "
-            "it was borrowed here:\n%s",
-            self.name,
-            leak.connection,
-            leak.thread,
-            leak.held_seconds,
-            leak.stack,
-        )
-
-    def _look_for_nesting(self, request: Request) -> None:
-        """Find out whether this thread waits while it keeps others waiting itself.
-
-        Not before it has waited a while: nearly nobody does, and everybody would pay for it.
-        """
-        frame = _getframe(2)
-        with self._lock:
-            if request.done:
-                return  # served a moment ago: what it has is what it asked for
-            own = [
-                slot
-                for slot in self._state.slots
-                if slot.owner == request.owner and slot.state is _LENT
-            ]
-            holds = [
-                (slot, slot.lent_at) for slot in own if slot.bound and is_under(slot.stack, frame)
-            ]
-            actions = self._state.keeps(request, holds, monotonic())
-            exhausted = self._state.exhausted
-        self._run(actions)
-        if own and exhausted:
-            self._tell_nested(request)
-
-    def _tell_nested(self, request: Request) -> None:
-        if self._nested_told:
-            return
-        self._nested_told = True
-        if self._listener is not None:
-            self._emit("CheckOutNested")
-            return
-        _log(
-            "pool %r: %s has a connection already and waits for another one; when all holders do "
-            "that, none can go on; it asks here:\n%s",
-            self.name, thread_name(request.owner), describe(request.stack),
-        )  # fmt: skip
-
-    def _emit(self, name: str, **fields: Any) -> None:
-        listener = self._listener
-        if listener is None:
-            return
-        try:
-            listener(PoolEvent(name, self.name, **fields))
-        except Exception as exc:
-            _log("pool %r: the listener failed on %s: %r", self.name, name, exc)
-
-    def _emit_check_out(self, slot: Slot) -> None:
-        self._emit("ConnectionCheckOutStarted")
-        self._emit("ConnectionCheckedOut", connection=slot.number, seconds=0.0)
-
     # -- fork
-
-    def _refuse_fork(self) -> None:
-        if self._forked:
-            raise ForkedPoolError(
-                f"pool {self.name!r} was made in process {self._pid}: make one in this process"
-            )
 
     def disinherit(self) -> None:
         """In a fork's child: have nothing, and keep the parent's connections from all harm.
 
         No other thread exists, and the one that held the lock may be one of those who do not.
         """
-        self._forked = True
         self._lock = threading.Lock()
-        for slot in self._state.slots:
-            conn = slot.conn
-            if conn is not None:
-                forks.keep(conn)
-                with suppress(Exception):
-                    self._driver.disown(conn)
-        settings = self._state.settings
-        self._use_state(PoolState(settings))
-        self._state.closing = True
+        super().disinherit()
         self._tidy = _refuse
         self._keeper = Keeper(self._turn, f"pool-{self.name}-keeper")
 
@@ -1081,21 +910,16 @@ class Lease:
             raise err from exc
 
 
-class _Closing:
-    """A close in progress or done. Guarded by the pool's lock, but for the bell and the event."""
+class _Closing(Closing):
+    """Guarded by the pool's lock, but for the bell and the event."""
 
-    def __init__(self, by: str, at: float, cause: object, deadline: float) -> None:
-        self.by = by
-        self.at = at
-        self.cause = cause
-        self.deadline = deadline
-        self.last_grace = LAST_GRACE
-        self.lent = 0
-        self.closed_before = 0
+    def __init__(
+        self, by: str, at: float, cause: object, deadline: float, last_grace: float
+    ) -> None:
+        super().__init__(by, at, cause, deadline, last_grace)
         self.bell = allocate_lock()
         self.bell.acquire()
         self.ended = threading.Event()
-        self.report: CloseReport | None = None
 
     def hasten(self) -> None:
         """Stop waiting."""
@@ -1116,31 +940,3 @@ def _detach_loan(slot: Slot) -> tuple[Loan | None, Any]:
     slot.loan = None
     loan.over = True
     return loan, loan.fence
-
-
-def _borrowed(slot: Slot, now: float) -> Borrowed:
-    return Borrowed(slot.number, now - slot.lent_at, slot.owner, slot.stack)
-
-
-def _is_out(slot: Slot) -> bool:
-    return slot.state in (SlotState.LENT, SlotState.RETURNING, SlotState.CHECKING)
-
-
-def _failure_word(exc: BaseException) -> str:
-    if isinstance(exc, PoolTimeout):
-        return "timeout"
-    if isinstance(exc, PoolClosed):
-        return "poolClosed"
-    return "connectionError" if isinstance(exc, ConnectError) else "cancelled"
-
-
-def _draw() -> float:
-    """Draw from [0, 1). The module random would cost each worker milliseconds and memory."""
-    return int.from_bytes(os.urandom(4), "big") / 2**32
-
-
-def _log(message: str, *args: object) -> None:
-    """Warn, where there is no listener."""
-    import logging
-
-    logging.getLogger("workers.pool").warning(message, *args)

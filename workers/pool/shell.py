@@ -11,6 +11,7 @@ __all__ = [
     "CMAP_REASON",
     "LAST_GRACE",
     "NESTED_AFTER",
+    "Closing",
     "Options",
     "Shell",
     "borrowed",
@@ -22,7 +23,7 @@ __all__ = [
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from time import monotonic
 from typing import Any, TypedDict
@@ -38,7 +39,7 @@ from workers.pool.errors import (
     PoolTimeout,
 )
 from workers.pool.events import Listener, PoolEvent
-from workers.pool.reports import Holder
+from workers.pool.reports import CloseReport, Holder, Leak
 from workers.pool.stacks import describe, is_under, thread_name
 from workers.pool.state import (
     Action,
@@ -88,8 +89,26 @@ class Options(TypedDict, total=False):
     keepalive: float
 
 
+class Closing:
+    """A close in progress or done."""
+
+    def __init__(
+        self, by: str, at: float, cause: object, deadline: float, last_grace: float
+    ) -> None:
+        self.by = by
+        self.at = at
+        self.cause = cause
+        self.deadline = deadline
+        self.last_grace = last_grace
+        self.lent = 0
+        self.closed_before = 0
+        self.report: CloseReport | None = None
+
+
 class Shell:
     """A pool, but for how it waits."""
+
+    on_leak: Callable[[Leak], object] | None = None
 
     name: str
     _state: PoolState
@@ -98,14 +117,15 @@ class Shell:
     _pid: int
     _forked: bool
     _nested_told: bool
-    _by: str
-    """Who closed it."""
-    _closed_at: float
-    _close_cause: object
 
     @property
     def _knows(self) -> Driver:
         """The driver, as far as it can be asked without waiting."""
+        raise NotImplementedError
+
+    @property
+    def _closed(self) -> Closing | None:
+        """Its close, in progress or done."""
         raise NotImplementedError
 
     def _use_state(self, state: PoolState) -> None:
@@ -142,12 +162,22 @@ class Shell:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._knows.name} {self._state.stats()}>"
 
+    def _report(self, closing: Closing, leaked: list[Leak]) -> CloseReport:
+        with self._lock:
+            out = sum(1 for slot in self._state.slots if is_out(slot))
+            return CloseReport(
+                closed=self._state.closed_count - closing.closed_before,
+                waited=max(0, closing.lent - out),
+                leaked=leaked,
+            )
+
     # -- telling
 
     def _failure(self, request: Request) -> PoolError:
         if request.failure is Failure.CLOSED:
-            ago = monotonic() - self._closed_at
-            return words.was_closed(self.name, self._by, ago, self._close_cause)
+            closing = self._closed
+            assert closing is not None
+            return words.was_closed(self.name, closing.by, monotonic() - closing.at, closing.cause)
         if request.failure is Failure.DIAL:
             assert request.cause is not None
             return words.cannot_connect(self.name, request.cause)
@@ -175,6 +205,9 @@ class Shell:
         leak = words.leak_of(Borrowed(slot.number, held, loan.owner, loan.stack), "still lent")
         if self._listener is not None:
             self._emit("ConnectionLeaked", connection=slot.number, leak=leak)
+        if self.on_leak is not None:
+            self.on_leak(leak)
+        if self._listener is not None or self.on_leak is not None:
             return
         log(
             "pool %r: connection %d is lent to %s for %.3f s, longer than its leak threshold; "
@@ -193,6 +226,8 @@ class Shell:
         """
         frame = sys._getframe(2)  # noqa: SLF001
         with self._lock:
+            if request.done:
+                return  # served a moment ago: what it has is what it asked for
             own = [
                 slot
                 for slot in self._state.slots
@@ -236,8 +271,6 @@ class Shell:
     # -- fork
 
     def _refuse_fork(self) -> None:
-        if self._pid != os.getpid() and not self._forked:
-            self.disinherit()  # a fork that Python was not told of
         if self._forked:
             raise ForkedPoolError(
                 f"pool {self.name!r} was made in process {self._pid}: make one in this process"

@@ -72,7 +72,7 @@ def timed_out(
         )
     own = sum(1 for loan in loans if loan.owner == asker)
     if own:
-        text += f"; {own} of them by this thread itself"
+        text += f"; {own} of them by this {_kind(asker)} itself"
     if dial_error is not None:
         text += f"; the last dial failed: {_of(dial_error)}"
     error = kind(text)
@@ -89,7 +89,7 @@ def deadlock(error: PoolTimeout, pool: str, held: list[Stack], wanted: Stack) ->
     assert isinstance(error, PoolDeadlock)
     text = (
         f"everybody who has a connection of pool {pool!r} waits for another one of it, so none "
-        f"would ever come back; this thread got its own here:\n"
+        f"would ever come back; this one got its own here:\n"
         f"{''.join(describe(stack) for stack in held)}and wants another one here:\n"
         f"{describe(wanted)}"
     )
@@ -108,6 +108,10 @@ def cannot_connect(pool: str, cause: BaseException) -> ConnectError:
     error = ConnectError(f"pool {pool!r} cannot connect: {_of(cause)}")
     error.__cause__ = cause
     return error
+
+
+def _kind(owner: object) -> str:
+    return "thread" if isinstance(owner, int) else "task"
 
 
 def _of(error: BaseException) -> str:

@@ -625,7 +625,7 @@ async def test_a_second_close_shortens_the_first(server):
 async def test_close_abandons_the_dials(server):
     """A dial that hangs holds up no close, and leaves no task and no connection behind."""
     server.gate.clear()
-    pool = AsyncPool(server.connect)
+    pool = AsyncPool(server.connect, connect_timeout=PATIENCE * 2)
     asker = asyncio.create_task(pool.get())
     await eventually(lambda: server.dials == 1)
     report = await pool.close(PATIENCE)

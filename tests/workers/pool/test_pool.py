@@ -38,7 +38,7 @@ from workers.pool import (
     PoolTimeout,
     WrongPoolError,
 )
-from workers.pool.pool import NESTED_AFTER
+from workers.pool.shell import NESTED_AFTER
 
 
 @pytest.fixture

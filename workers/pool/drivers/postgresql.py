@@ -8,14 +8,12 @@ from __future__ import annotations
 
 __all__ = ["PostgreSQLDriver", "from_url"]
 
-import os
-import select
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
+from workers.pool.drivers import sockets
 from workers.pool.drivers.base import Driver
 from workers.pool.errors import MissingDriverError
 
@@ -61,7 +59,7 @@ class PostgreSQLDriver(Driver):
     def adopt(self, conn: Any) -> None:
         """Remember its settings, and which socket it is."""
         self._clean = (IDLE, *_session(conn)[1:])
-        self._inodes[id(conn)] = os.fstat(conn.fileno()).st_ino
+        self._inodes[id(conn)] = sockets.identity(conn)
 
     def _differs(self, conn: Any) -> bool:
         return bool(_session(conn) != self._clean)
@@ -95,9 +93,7 @@ class PostgreSQLDriver(Driver):
 
         (Or to notify: then a round trip tells the difference.)
         """
-        poll = select.poll()
-        poll.register(conn.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        return sockets.is_silent(conn)
 
     def check(self, conn: Any) -> None:
         """Make the round trip of an empty query."""
@@ -120,10 +116,8 @@ class PostgreSQLDriver(Driver):
 
     def cut(self, conn: Any) -> None:
         """Shut its socket down, if that is still its socket: the number may be another's by now."""
-        # It may be closed by its borrower meanwhile: then nobody is blocked on it.
-        with suppress(Exception), socket.socket(fileno=os.dup(conn.fileno())) as sock:
-            if os.fstat(sock.fileno()).st_ino == self._inodes.get(id(conn)):
-                sock.shutdown(socket.SHUT_RDWR)
+        with suppress(Exception):  # closed by its borrower meanwhile: then nobody is blocked on it
+            sockets.shut_down(conn.fileno(), self._inodes.get(id(conn)))
 
     def close(self, conn: Any) -> None:
         """Say good-bye and close; libpq does not block on it."""
@@ -157,16 +151,8 @@ class PostgreSQLDriver(Driver):
         return any(words in str(exc) for words in FINAL)
 
     def disown(self, conn: Any) -> None:
-        """Put /dev/null in the place of the socket.
-
-        Whatever the child does to the connection then, closing it included, the parent's server
-        session hears nothing of it. Its number stays taken, so that it hits nobody else either.
-        """
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.dup2(null, conn.fileno(), inheritable=False)
-        finally:
-            os.close(null)
+        """Put /dev/null in the place of the socket: a good-bye would end the parent's session."""
+        sockets.null(conn.fileno())
 
 
 def from_url(url: str, application_name: str | None) -> tuple[Callable[[float], Any], Driver]:

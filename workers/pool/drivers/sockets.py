@@ -1,4 +1,4 @@
-"""What the drivers whose sockets are Python's do with a descriptor. Linux.
+"""What the drivers do with the socket of a connection. Linux.
 
 A descriptor's number may belong to somebody else by the time that another thread uses it, so a
 connection remembers its socket by the inode, and nothing is done to any other.
@@ -11,6 +11,7 @@ __all__ = ["identity", "is_silent", "keep_alive", "last_words", "null", "shut_do
 import os
 import select
 import socket
+from typing import Protocol
 
 # A peer that has vanished without a word is noticed after a minute, not after the two hours of the
 # kernel's default.
@@ -21,12 +22,19 @@ KEEPALIVE = (
 )
 
 
-def identity(sock: socket.socket) -> int:
+class HasFileno(Protocol):
+    """A socket, or what has one."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
+
+def identity(sock: HasFileno) -> int:
     """Return what tells this socket from every other one that is open."""
     return os.fstat(sock.fileno()).st_ino
 
 
-def is_silent(sock: socket.socket) -> bool:
+def is_silent(sock: HasFileno) -> bool:
     """Whether there is nothing to read, the end of the connection included. Does not block."""
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
