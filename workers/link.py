@@ -21,6 +21,7 @@ from supervisor import log
 from supervisor.errors import WireError
 from supervisor.protocol import (
     Acknowledged,
+    Allowance,
     Cancel,
     Drained,
     Farewell,
@@ -42,6 +43,9 @@ class Handler(Protocol):
 
     def inquired(self, number: int) -> None:
         """The supervisor asks for a report with this number."""
+
+    def allowed(self, message: Allowance) -> None:
+        """A pool's part in a budget has changed."""
 
     def orphaned(self) -> None:
         """The supervisor has died."""
@@ -102,9 +106,7 @@ class Link:
         # Not as attributes: pyzmq's look-up of these touches a megabyte that forks share.
         dealer.setsockopt(zmq.LINGER, 0)  # what matters has a receipt
         # Never used twice, so no other worker's messages can reach this one.
-        dealer.setsockopt(
-            zmq.ROUTING_ID, f"{self._hello.worker}/{self._hello.token[:8]}".encode()
-        )
+        dealer.setsockopt(zmq.ROUTING_ID, f"{self._hello.worker}/{self._hello.token[:8]}".encode())
         dealer.connect(self._endpoint)
         dealer.send(encode(self._hello))
         self._dealer = dealer  # never closed: the process ends, and nothing is left to be sent
@@ -143,6 +145,8 @@ class Link:
             self._handler.cancelled(message)
         elif isinstance(message, Inquire):
             self._handler.inquired(message.number)
+        elif isinstance(message, Allowance):
+            self._handler.allowed(message)
         elif isinstance(message, Farewell):
             self._end()
 

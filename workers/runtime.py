@@ -33,6 +33,7 @@ from setproctitle import setproctitle
 
 from supervisor import log
 from supervisor.protocol import (
+    Allowance,
     Assignment,
     Cancel,
     CloseReport,
@@ -46,6 +47,7 @@ from supervisor.protocol import (
     Report,
 )
 from workers.context import Cancelled, Context, DeadlineExceeded
+from workers.leases import Leases
 from workers.link import Link
 from workers.pool import Pool, drivers
 from workers.worker import Worker
@@ -118,6 +120,7 @@ class _Runtime:
             lifeline,
             self,
         )
+        self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
         self._reset_signals()
         self._worker = Worker(
             id=assignment.worker,
@@ -185,6 +188,10 @@ class _Runtime:
                 pools={name: _stats(pool.stats()) for name, pool in list(self._pools.items())},
             )
         )
+
+    def allowed(self, message: Allowance) -> None:
+        """Have another number of connections."""
+        self._leases.told(message)
 
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
@@ -311,17 +318,23 @@ class _Runtime:
 
     def _open_pool(self, name: str, settings: PoolSettings) -> Pool:
         who = self._assignment
-        return Pool.from_url(
-            settings.url,
-            name=name,
-            application_name=f"{who.supervisor}/{who.worker}",
-            max_open=settings.max_open,
-            max_idle=settings.max_idle,
-            max_lifetime=settings.max_lifetime,
-            max_idle_time=settings.max_idle_time,
-            acquire_timeout=settings.acquire_timeout,
-            leak_threshold=settings.leak_threshold,
-        )
+
+        def make(max_open: int, max_idle: int) -> Pool:
+            return Pool.from_url(
+                settings.url,
+                name=name,
+                application_name=f"{who.supervisor}/{who.worker}",
+                max_open=max_open,
+                max_idle=max_idle,
+                max_lifetime=settings.max_lifetime,
+                max_idle_time=settings.max_idle_time,
+                acquire_timeout=settings.acquire_timeout,
+                leak_threshold=settings.leak_threshold,
+            )
+
+        if settings.allowance is None:
+            return make(settings.max_open, settings.max_idle)
+        return self._leases.open(name, make, self._worker.accepting)
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:
