@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -130,6 +129,27 @@ class Budgeted(Supervised):
             rates[worker] = (count - before[worker][1]) / (when - before[worker][0])
         return rates
 
+    def ready_counts(self) -> list[int]:
+        """How many workers were ready after each event of the roll."""
+        ready: set[str] = set()
+        counts: list[int] = []
+        is_rolling = False
+        for line in self.lines():
+            is_rolling |= line["event"] == "reload.started"
+            if line["event"] == "worker.ready":
+                ready.add(line["worker"])
+            elif line["event"] in ("worker.cancelled", "worker.failed", "worker.exited"):
+                ready.discard(line["worker"])
+            if is_rolling:
+                counts.append(len(ready))
+            if line["event"] == "reload.done":
+                break
+        return counts
+
+    def granted(self) -> int:
+        """How many leases are out."""
+        return int(self.status()["budgets"]["main"]["granted"])
+
     def want(self, worker: str, count: int) -> None:
         """Have a holder hold that many, if it gets them."""
         path = self.counts / f"{worker}.wanted"
@@ -154,7 +174,7 @@ class Sampler:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -175,7 +195,7 @@ class Sampler:
 
 
 @pytest.fixture(scope="module")
-def server(postgresql: PostgreSQLServer) -> Iterator[PostgreSQLServer]:
+def server(postgresql: PostgreSQLServer) -> Iterator[PostgreSQLServer]:  # noqa: F811  # the fixture
     """A server that takes 40 connections of the workers, and refuses one more."""
     with contextlib.closing(postgresql.connect()) as conn:
         conn.execute("create role worker login connection limit 40")
@@ -214,6 +234,7 @@ def test_the_server_never_counts_more_than_the_budget(tmp_path, server):
 
         budgeted.signal(signal.SIGHUP)
         budgeted.event("reload.done", generation=2)
+        assert min(budgeted.ready_counts()) >= COUNT
         budgeted.rates(0.5)
 
         assert budgeted.command("scale", "web=6", "--wait").returncode == 0
@@ -227,3 +248,99 @@ def test_the_server_never_counts_more_than_the_budget(tmp_path, server):
         assert not budgeted.events("worker.failed")
     print("most", max(sampler.samples), "samples", len(sampler.samples))
     assert max(sampler.samples) <= BUDGET, sampler.most
+
+
+def holders(folder: Path, *, count: int = 2, budget: int = 7, **keys: object) -> Budgeted:
+    """Return workers that hold what they are told to, without any server."""
+    return Budgeted(
+        folder,
+        HOLDER,
+        f"sqlite:///{folder}/held.db",
+        count=count,
+        max_open=MAX_OPEN,
+        budget=budget,
+        leak_threshold="0",
+        **keys,
+    )
+
+
+def test_leases_go_where_they_are_wanted_and_come_back(tmp_path):
+    """One gets what the other leaves, gives back what is more than fair, and keeps the rest."""
+    with holders(tmp_path) as held:
+        held.ready()
+        assert held.granted() == 6  # one is kept for a rolling restart
+        held.want("web-1", 10)
+        wait_until(lambda: held.holds("web-1") == 5, "all but the other's minimum, and the roll's")
+        held.want("web-2", 10)
+        wait_until(lambda: held.status()["workers"][1]["pools"]["main"]["waiting"], "it waits")
+        # What is in use is not taken away; as it comes back, it goes to where it is fair.
+        assert held.holds("web-1") == 5
+        held.want("web-1", 2)
+        wait_until(lambda: held.holds("web-2") == 4, "what the other one has given back")
+        held.want("web-1", 10)
+        held.want("web-2", 3)
+        wait_until(lambda: (held.holds("web-1"), held.holds("web-2")) == (3, 3), "half each")
+        status = held.status()
+        assert status["budgets"] == {"main": {"budget": 7, "granted": 6, "open": 6}}
+        assert held.stop() == 0
+
+
+def test_all_are_killed_at_once_and_all_come_back(tmp_path):
+    """Who finds no lease at all waits for one before it begins, and then has it."""
+    with holders(tmp_path, budget=3) as held:
+        held.ready()
+        for worker in ("web-1", "web-2"):
+            held.want(worker, 1)
+            wait_until(lambda worker=worker: held.holds(worker) == 1, "it holds its own")
+        for pid in held.worker_pids().values():
+            os.kill(pid, signal.SIGKILL)
+        held.event("worker.ready", count=4)
+        for worker in held.worker_pids():
+            held.want(worker, 1)
+            wait_until(lambda worker=worker: held.holds(worker) == 1, "it holds its own")
+        assert held.stop() == 0
+
+
+def test_a_supervisor_that_stands_still_takes_nothing_from_anybody(tmp_path):
+    """Workers go on with what they hold; who wants more gets it when the supervisor is back."""
+    with holders(tmp_path) as held:
+        held.ready()
+        held.signal(signal.SIGSTOP)
+        held.want("web-1", 3)
+        wait_until(lambda: held.holds("web-1") == 3, "what it has been granted")
+        held.want("web-1", 5)
+        held.want("web-2", 1)
+        wait_until(lambda: held.holds("web-2") == 1, "the other one's")
+        assert held.holds("web-1") == 3
+        held.signal(signal.SIGCONT)
+        wait_until(lambda: held.holds("web-1") == 5, "the rest")
+        assert held.stop() == 0
+
+
+def test_a_reload_changes_the_budget(tmp_path):
+    """The new one is in force with the new generation, and is told as an event."""
+    with holders(tmp_path, count=1, budget=4) as held:
+        held.ready()
+        text = held.config.read_text(encoding="utf-8")
+        held.config.write_text(text.replace("budget = 4", "budget = 9"), encoding="utf-8")
+        assert held.command("reload", "--wait").returncode == 0
+        changed = held.event("budget.changed")
+        assert (changed["pool"], changed["before"], changed["budget"]) == ("main", 4, 9)
+        assert held.status()["budgets"]["main"]["budget"] == 9
+        (worker,) = held.worker_pids()
+        held.want(worker, 10)
+        wait_until(lambda: held.holds(worker) == 8, "all but what is kept for a roll")
+        assert held.stop() == 0
+
+
+def test_a_scale_that_cannot_fit_is_refused(tmp_path):
+    """With the arithmetic, and nothing happens; what just fits is done."""
+    with holders(tmp_path, budget=4) as held:
+        held.ready()
+        done = held.command("scale", "web=4")
+        assert done.returncode == 1
+        assert "pools.main.budget" in done.stderr
+        assert "(4 + 1) x 1 = 5 connections, and the budget is 4" in done.stderr
+        assert held.command("scale", "web=3", "--wait").returncode == 0
+        assert len(held.worker_pids()) == 3
+        assert held.stop() == 0
