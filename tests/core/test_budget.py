@@ -103,6 +103,26 @@ def test_who_finds_nothing_begins_with_nothing_and_gets_its_minimum_first():
     assert ledger.time_passed(5.0) == [Tell("w4", 1, 2)]
 
 
+def test_what_was_not_given_back_dies_with_the_worker():
+    """Told to give back and killed before its answer: all that it may have had counts."""
+    ledger = fleet(TWENTY, 4)
+    ledger.heard("w1", 1, 4, 7)
+    ledger.change(Terms(10, 4, 1, 1))
+    before, allowance = ledger.granted, ledger.allowance_of("w1")
+    assert allowance < 7
+    ledger.leave("w1", settled_at=5.0)
+    assert ledger.granted == before
+
+
+def test_others_make_room_at_once_for_one_who_finds_nothing():
+    """More are here than were expected: the minimum of the last one comes from who has more."""
+    ledger = fleet(Terms(4, 1, 1, 1), 2)
+    assert allowances(ledger, 2) == [3, 1]
+    own, *others = ledger.join("w3", 10)
+    assert own == Tell("w3", 0, 1)
+    assert others == [Tell("w1", 2, 2, unused_only=True)]
+
+
 def test_an_answer_gives_nobody_more_than_he_had():
     """A worker that claims more, or speaks of a tell that never was, gets nothing by it."""
     ledger = fleet(TWENTY, 4)

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -83,7 +82,7 @@ def run(worker):
 """
 
 
-def pool(url: str, **keys: object) -> str:
+def pool(url: str, **keys: Any) -> str:
     """Return the TOML of the pool."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in {"url": url, **keys}.items()]
     return "\n".join(["[pools.main]", *lines, ""])
@@ -94,7 +93,7 @@ class Budgeted(Supervised):
 
     def __init__(
         self, folder: Path, code: str, url: str, *, count: int, options: dict[str, Any] | None = None,
-        **keys: object,
+        **keys: Any,
     ) -> None:  # fmt: skip
         self.counts = folder / "counts"
         self.counts.mkdir()
@@ -129,6 +128,10 @@ class Budgeted(Supervised):
             rates[worker] = (count - before[worker][1]) / (when - before[worker][0])
         return rates
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
     def ready_counts(self) -> list[int]:
         """How many workers were ready after each event of the roll."""
         ready: set[str] = set()
@@ -155,6 +158,11 @@ class Budgeted(Supervised):
         path = self.counts / f"{worker}.wanted"
         path.with_suffix(".tmp").write_text(str(count))
         path.with_suffix(".tmp").replace(path)
+
+    def holds_one(self, worker: str) -> None:
+        """Have a holder hold one connection, and wait until it does."""
+        self.want(worker, 1)
+        wait_until(lambda: self.holds(worker) == 1, f"{worker} holds its own")
 
     def holds(self, worker: str) -> int:
         """How many a holder has."""
@@ -250,7 +258,7 @@ def test_the_server_never_counts_more_than_the_budget(tmp_path, server):
     assert max(sampler.samples) <= BUDGET, sampler.most
 
 
-def holders(folder: Path, *, count: int = 2, budget: int = 7, **keys: object) -> Budgeted:
+def holders(folder: Path, *, count: int = 2, budget: int = 7, **keys: Any) -> Budgeted:
     """Return workers that hold what they are told to, without any server."""
     return Budgeted(
         folder,
@@ -290,14 +298,12 @@ def test_all_are_killed_at_once_and_all_come_back(tmp_path):
     with holders(tmp_path, budget=3) as held:
         held.ready()
         for worker in ("web-1", "web-2"):
-            held.want(worker, 1)
-            wait_until(lambda worker=worker: held.holds(worker) == 1, "it holds its own")
+            held.holds_one(worker)
         for pid in held.worker_pids().values():
             os.kill(pid, signal.SIGKILL)
         held.event("worker.ready", count=4)
         for worker in held.worker_pids():
-            held.want(worker, 1)
-            wait_until(lambda worker=worker: held.holds(worker) == 1, "it holds its own")
+            held.holds_one(worker)
         assert held.stop() == 0
 
 
