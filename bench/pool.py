@@ -502,7 +502,7 @@ def measure_server(table: Table, names: Sequence[str], rounds: int) -> None:
                 pool = make(name, 16, server.url())
                 for conn in [pool.get() for _ in range(16)]:
                     pool.put(conn)  # all are open: dialling is not what this row is about
-                speed, _, spread = crowd(pool, 64, 1.0, query)
+                speed, _, spread = crowd(pool, 64, 2.0, query)
                 speeds[name].append(speed)
                 spreads[name].append(spread)
                 pool.close()

@@ -298,7 +298,10 @@ def _greeting(settings: Settings, config: Path) -> str:
     ]
     if any(group.run == "workers.jobs:run" for group in settings.groups.values()):
         try_next.append(
-            (f'python -m workers.jobs add -c {config} "$PWD"/*', "give it files to hash")
+            (
+                f'find "$PWD" -name "*.py" | python -m workers.jobs add -c {config}',
+                "files to hash",
+            )
         )
         try_next.append((f"python -m workers.jobs counts -c {config}", "how far it is"))
     width = max(len(command) for command, _ in try_next)

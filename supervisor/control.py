@@ -35,7 +35,7 @@ from supervisor.protocol import (
 # What one turn of the loop reads from each side at most, so that a flood cannot stall the rest.
 WORKER_BUDGET = 1000
 CLIENT_BUDGET = 100
-LOCK_DUE = 0.1  # seconds in which a command that holds the lock has let go of it
+LOCK_DUE = 0.5  # seconds in which a command that holds the lock has let go of it
 FAREWELL_MS = 300  # how long the end of the process may wait for answers to be sent
 
 _LOCK = "lock"

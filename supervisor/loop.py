@@ -128,6 +128,7 @@ class Supervisor:
         self._serial = 0
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
         self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
+        self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
         self._stop_signals: set[signal.Signals] = set()
         self._finish: ac.Finish | None = None
 
@@ -169,16 +170,11 @@ class Supervisor:
         return max(0, int((min(dues) - time.monotonic()) * 1000) + 1)
 
     def _turn(self, ready: dict[Any, int]) -> None:
-        # A worker's birth lies before its hello, and its end after all that it has said.
-        ended = []
-        for report in self._processes.reports(time.monotonic()):
-            if isinstance(report, ev.WorkerExited):
-                ended.append(report)
-            else:
-                self._process_report(report)
-        if ended or self._control.workers in ready:
+        self._hear_of_processes()
+        if self._ended or self._control.workers in ready:
             for worker, message in self._control.from_workers():
                 self._worker_message(worker, message)
+        ended, self._ended = self._ended, []
         for report in ended:
             self._process_report(report)
         if self._signals.fileno() in ready:
@@ -190,6 +186,14 @@ class Supervisor:
         self._tell(self._budgets.time_passed(time.monotonic()))
         self._answer_inquiries(time.monotonic())
         self._feed_followers()
+
+    def _hear_of_processes(self) -> None:
+        """Take what has happened to processes; an end lies after all that its worker has said."""
+        for report in self._processes.reports(time.monotonic()):
+            if isinstance(report, ev.WorkerExited):
+                self._ended.append(report)
+            else:
+                self._process_report(report)
 
     def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkerExited | ev.WorkerNotBorn):
@@ -228,8 +232,11 @@ class Supervisor:
     def _worker_message(self, worker: str, message: Any) -> None:
         match message:
             case protocol.Hello():
-                # Not asked of `processes`, which has forgotten it when it has ended in this turn.
                 found = self._fleet.worker_of(worker)
+                if found is not None and found.pid is None:
+                    # Its hello is here, so its birth is told by now: after this turn has asked.
+                    self._hear_of_processes()
+                    found = self._fleet.worker_of(worker)
                 if found is None or message.pid != found.pid:
                     self._control.forget(worker)
                     self._dropped("liar", f"{worker} says that its pid is {message.pid}", 1)

@@ -134,6 +134,7 @@ class Processes:
             str, tuple[str, ...]
         ] = {}  # entry points that templates must not import
         self._children: dict[str, _Child] = {}
+        self._has_strangers = False  # there may be orphans to reap
         if spare is not None:
             self._watch_template(spare)
 
@@ -218,19 +219,23 @@ class Processes:
         for child in list(self._children.values()):
             if child.dump_due is not None and child.dump_due <= now:
                 yield self._stacks(child)
+        if self._has_strangers:
+            self.reap_strangers()
 
     def reap_strangers(self) -> None:
-        """Reap orphans of workers, which are ours because we are their subreaper."""
+        """Reap orphans of workers, which are ours because we are their subreaper.
+
+        One that can't be told from our own yet is reaped by `reports`, when it can.
+        """
+        self._has_strangers = True
+        if any(not child.pid for child in self._children.values()):
+            return  # what has ended may be a worker whose birth is not read yet
         known = {child.pid for child in self._children.values()}
         known |= {template.pid for template in self._all_templates()}
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in known:
-                return  # its own pidfd tells of it; the next SIGCHLD comes back here
-            os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+        while (found := _first_ended()) and found not in known:
+            os.waitid(os.P_PID, found, os.WEXITED | os.WNOHANG)
+        # Behind a known one, whose end its own pidfd tells, there may be others.
+        self._has_strangers = bool(found)
 
     def retire(self, generation: int) -> None:
         """End the templates of a generation; its workers live on."""
@@ -537,6 +542,15 @@ def _become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise SpawnError(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
+
+
+def _first_ended() -> int:
+    """Return the pid of a child that has ended and is not reaped yet, 0 when there is none."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    return 0 if found is None else found.si_pid
 
 
 def _receive(lifeline: socket.socket) -> tuple[bytes | None, int]:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # On a machine that does other things as well, an example that took long is no fault of ours.
-settings.register_profile("ackvisor", deadline=None)
+settings.register_profile("ackvisor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ackvisor")
 
 SETTLE = 5.0  # seconds in which what a test has ended must be gone

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 REPO = Path(__file__).resolve().parent.parent
 DUE = 30.0  # seconds: what takes longer has failed, also on a busy machine
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], Any], what: str, due: float = DUE) -> Any
     return result
 
 
-def group(name: str, run: str, options: Mapping[str, Any] | None = None, **keys: Any) -> str:
+def group(name: str, run: str, options: Mapping[str, Any] | None = None, /, **keys: Any) -> str:
     """Return the TOML of a group; a `run` without a module is one of the victims."""
     run = run if ":" in run else f"tests.victims:{run}"
     lines = [f"[workers.{name}]", f'run = "{run}"']
@@ -126,8 +126,10 @@ class Supervised:
         self.sessions.append(self.process.pid)
         return self
 
-    def __enter__(self) -> Supervised:
-        return self if self.process is not None else self.start()
+    def __enter__(self) -> Self:
+        if self.process is None:
+            self.start()
+        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         for number in (signal.SIGQUIT, signal.SIGKILL):
@@ -240,7 +242,7 @@ class Supervised:
         """Wait for the `count`-th such event and return it."""
         wait_until(
             lambda: len(self.events(name, **fields)) >= count,
-            f"{count} × {name} {fields}; the log ends with\n{self.text()[-3000:]}",
+            f"{count} times {name} {fields}; the log ends with\n{self.text()[-3000:]}",
             due,
         )
         return self.events(name, **fields)[count - 1]
@@ -275,9 +277,7 @@ class Supervised:
 
     def templates(self) -> list[int]:
         """The pids of the living templates."""
-        return [
-            pid for pid in children(self.pid) if title(pid).startswith("supervisor: template")
-        ]
+        return [pid for pid in children(self.pid) if title(pid).startswith("supervisor: template")]
 
     def processes(self) -> list[int]:
         """All living processes of the sessions that this test has started."""

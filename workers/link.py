@@ -72,6 +72,7 @@ class Link:
         self._context = zmq.Context()
         self._orphaned = False
         self._over = False
+        self._has_ended = False  # written by the link's thread, last of all
         self._thread = threading.Thread(target=self._serve, name="ackvisor-link", daemon=True)
 
     def start(self) -> None:
@@ -79,9 +80,9 @@ class Link:
         self._thread.start()
 
     @property
-    def alive(self) -> bool:
-        """Whether the link's thread still serves."""
-        return self._thread.is_alive()
+    def has_ended(self) -> bool:
+        """Whether the link's thread has served, and serves no more. One that is to start has not."""
+        return self._has_ended
 
     def send(self, message: FromWorker) -> None:
         """Send in order, soon. Never blocks. Any thread, and signal handlers."""
@@ -102,6 +103,13 @@ class Link:
     # --- the link's thread ----------------------------------------------------------------------
 
     def _serve(self) -> None:
+        try:
+            self._turn(self._connected())
+        finally:
+            self._has_ended = True
+
+    def _connected(self) -> zmq.Socket[bytes]:
+        """Connect and say hello."""
         dealer = self._context.socket(zmq.DEALER)
         # Not as attributes: pyzmq's look-up of these touches a megabyte that forks share.
         dealer.setsockopt(zmq.LINGER, 0)  # what matters has a receipt
@@ -110,7 +118,7 @@ class Link:
         dealer.connect(self._endpoint)
         dealer.send(encode(self._hello))
         self._dealer = dealer  # never closed: the process ends, and nothing is left to be sent
-        self._turn(dealer)
+        return dealer
 
     def _turn(self, dealer: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()

@@ -41,6 +41,7 @@ from supervisor.protocol import (
     Failed,
     Hello,
     Leak,
+    LeakFound,
     PoolSettings,
     PoolStats,
     Ready,
@@ -54,6 +55,7 @@ from workers.worker import Worker
 
 MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
+LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
@@ -148,17 +150,17 @@ class _Runtime:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole terminal
-        signal.signal(signal.SIGTERM, self._terminated)
-        signal.signal(signal.SIGUSR2, lambda *_: None)
         # C code writes the number of each signal to the lifeline, whatever Python is doing: so the
         # supervisor learns of a SIGTERM, and of the end of the stacks that precede a SIGUSR2's.
         signal.set_wakeup_fd(self._lifeline, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGUSR2, lambda *_: None)
         faulthandler.register(signal.SIGUSR2, file=self._lifeline, all_threads=True, chain=True)
         faulthandler.enable(file=self._lifeline, all_threads=True)  # a crash tells where, too
 
     def _terminated(self, _number: int, _frame: object) -> None:
         """Drain although the link is dead. With a link, the supervisor answers with a cancel."""
-        if not self._link.alive:
+        if self._link.has_ended:
             # In a thread of its own: this handler may have interrupted whoever holds a lock.
             threading.Thread(
                 target=self._drain_without_link, name="ackvisor-terminated", daemon=True
@@ -302,9 +304,12 @@ class _Runtime:
     def _close_pools(self) -> dict[str, CloseReport]:
         """Close all pools at the same time, so that one's wait is not the other's."""
         reports: dict[str, CloseReport] = {}
+        # The closing context leaves half of the margin; what leaks must not cost all of that.
+        last_grace = min(LAST_GRACE, self._assignment.abort_margin / 4)
 
         def close(name: str) -> None:
-            reports[name] = _report(self._worker.pools[name].close(self._closing))
+            pool = self._worker.pools[name]
+            reports[name] = _report(pool.close(self._closing, last_grace=last_grace))
 
         first, *others = self._worker.pools or [""]
         threads = [threading.Thread(target=close, args=(name,), daemon=True) for name in others]
@@ -333,8 +338,13 @@ class _Runtime:
             )
 
         if settings.allowance is None:
-            return make(settings.max_open, settings.max_idle)
-        return self._leases.open(name, make, self._worker.accepting)
+            pool = make(settings.max_open, settings.max_idle)
+        else:
+            pool = self._leases.open(name, make, self._worker.accepting)
+        pool.on_leak = lambda leak: self._link.send(
+            LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
+        )
+        return pool
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:

@@ -40,7 +40,16 @@ from setproctitle import setproctitle
 
 from supervisor import log
 from supervisor.errors import WireError
-from supervisor.protocol import Fork, FromTemplate, Load, Loaded, ToTemplate, Unloadable, decode, encode
+from supervisor.protocol import (
+    Fork,
+    FromTemplate,
+    Load,
+    Loaded,
+    ToTemplate,
+    Unloadable,
+    decode,
+    encode,
+)
 from workers import runtime
 
 CONTROL_FD = 3  # supervisor.launch.CONTROL_FD: where the socket to the supervisor is

@@ -15,6 +15,7 @@ what is known of one worker comes over two roads, its descriptors and its contro
 from __future__ import annotations
 
 __all__ = [
+    "RECYCLE",
     "Event",
     "ReloadRequested",
     "Request",
@@ -43,6 +44,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.core.spec import GroupSpec
+
+RECYCLE = "recycle"  # why a worker is replaced for its age
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,11 @@ class ReloadRequested:
 
 @dataclass(frozen=True, slots=True)
 class SettingsChanged:
-    """The same workers under other rules: what they run has not changed."""
+    """The same groups under other rules: what their workers run has not changed.
+
+    Not for a file that was read while a reload is under way: that one is only superseded by another
+    reload, and would put its own rules in force afterwards.
+    """
 
     groups: tuple[GroupSpec, ...]
     grace: float
@@ -176,7 +183,11 @@ class SettingsChanged:
 
 @dataclass(frozen=True, slots=True)
 class RestartRequested:
-    """Replace these workers, by successors of the same generation; `target` is a group or a worker."""
+    """Replace these workers, by successors of the same generation; `target` is a group or a worker.
+
+    Who has gone by the time that it is carried out has been replaced already. `reason` names its
+    events: "restart", or RECYCLE where nobody waits for them.
+    """
 
     target: str
     reason: str = "restart"
@@ -184,7 +195,7 @@ class RestartRequested:
 
 @dataclass(frozen=True, slots=True)
 class ScaleRequested:
-    """Have this many workers in a group, until the file says otherwise."""
+    """Have this many workers in a group, until a file that is read later says otherwise."""
 
     group: str
     count: int

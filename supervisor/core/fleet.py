@@ -4,12 +4,14 @@ Theory of operation. `handle(event, now)` takes one thing that has happened and 
 in order. `next_deadline()` says when `TimePassed` is wanted at the latest; after that has been
 handled the next one lies in the future, so the loop cannot spin. Nothing else changes the state.
 
-Decisions are made in three places, none of which knows the one above it: about one worker in
-`worker`, about one group's places and restarts in `group`, and here about the rest: when the fleet is
-ready, how it stops, with what code it ends.
+Decisions are made in five places, none of which knows the one above it: about one worker in
+`worker`, about one group's places and restarts in `group`, about one roll in `roll`, about what is
+rolled when in `rolls`, and here about the rest: when the fleet is ready, how it stops, with what code
+it ends.
 
     STARTING  -- every group has been complete once -->  READY
-    STARTING, READY  -- stop requested, or a group failed that is not to be survived -->  STOPPING
+    STARTING, READY  -- a reload -->  RELOADING  -- its end -->  back to where it was
+    any of them  -- stop requested, or a group failed that is not to be survived -->  STOPPING
     STOPPING  -- every process group is gone -->  STOPPED
 
 The supervisor runs until it is stopped: groups whose workers have all ended as they should, or that
@@ -38,7 +40,9 @@ __all__ = [
     "WorkerSnapshot",
 ]
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import Any, assert_never
 
@@ -46,6 +50,7 @@ from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core import snapshot
 from supervisor.core.group import Group, Slot
+from supervisor.core.lifecycle import State
 from supervisor.core.roll import Failure
 from supervisor.core.rolls import Rolls
 from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot, WorkerSnapshot
@@ -110,6 +115,7 @@ class Fleet:
         # Those that have not ended, each with its place. Invariant: the worker is in that slot.
         self._workers: dict[str, Worker] = {}
         self._slot_of: dict[str, Slot] = {}
+        self._serials: Counter[str] = Counter()  # the last number given, by group
         self._waitgroup = WaitGroup()
         self._outbox: list[ac.Action] = []  # shared with every worker; emptied by _take
         self._stop_began = 0.0
@@ -124,7 +130,7 @@ class Fleet:
         """Return what brings up every group. Called once, before anything else."""
         for slot in self._slots():
             self._spawn(slot, now)
-        self._note_readiness(*self._groups.values())
+        self._note_readiness()
         return self._take()
 
     def handle(self, event: ev.Event, now: float) -> list[ac.Action]:
@@ -153,13 +159,15 @@ class Fleet:
                 self._time_passed(now)
             case _:
                 assert_never(event)
+        self._note_readiness()
         return self._take()
 
     def next_deadline(self) -> float | None:
         """Return the moment by which `TimePassed` is wanted, or None when nothing is due."""
         due = min(self._first_due(), self._rolls.due)
         for slot in self._slots():
-            for wanted in (slot.restart_due, slot.recycle_due):
+            restart_due = None if self._rolls.fills(slot) else slot.restart_due
+            for wanted in (restart_due, slot.recycle_due):
                 if wanted is not None and wanted < due:
                     due = wanted
         return None if due == NEVER else due
@@ -174,6 +182,7 @@ class Fleet:
     def _spawn(self, slot: Slot, now: float) -> None:
         if slot.worker is not None:
             raise InvariantError(f"BUG: a second worker for a slot of {slot.group.spec.name}")
+        slot.restart_due = None
         slot.worker = self._make(slot, slot.generation, slot.group.spec, now)
 
     def _make(self, slot: Slot, generation: int, spec: GroupSpec, now: float) -> Worker:
@@ -181,7 +190,7 @@ class Fleet:
         if self._phase is Phase.STOPPING:
             raise InvariantError(f"BUG: a spawn for {spec.name} in a stop")
         worker = Worker(
-            slot.group.next_id(),
+            self._next_id(spec.name),
             spec.name,
             generation,
             ready_timeout=spec.ready_timeout,
@@ -189,12 +198,16 @@ class Fleet:
             now=now,
             outbox=self._outbox,
         )
-        slot.restart_due = None
         self._workers[worker.id] = worker
         self._slot_of[worker.id] = slot
         self._waitgroup.add(worker.id)
         self._outbox.append(ac.Spawn(worker.id, worker.group, worker.generation))
         return worker
+
+    def _next_id(self, group: str) -> str:
+        """Return a name that was never used before, also when a group of this name was gone."""
+        self._serials[group] += 1
+        return f"{group}-{self._serials[group]}"
 
     def _reported(self, report: ev.WorkerReport, now: float) -> None:
         worker = self._workers.get(report.worker)
@@ -205,15 +218,18 @@ class Fleet:
             case ev.WorkerBorn():
                 slot.births += 1
             case ev.WorkerReady():
-                slot.group.became_ready(slot, now)
+                if slot.worker is worker:
+                    slot.group.schedule_recycling(slot)
                 self._rolls.became_ready(worker, slot, now)
-                self._note_readiness(slot.group)
             case ev.WorkerFailed():
                 self._rolls.failed(
                     worker, slot, Failure(worker.id, report.error, report.traceback), now
                 )
             case ev.WorkerDrained():
                 self._waitgroup.done(worker.id)
+                self._rolls.review(now)
+            case ev.WorkerLeaving():
+                self._rolls.review(now)
             case ev.WorkerNotBorn() | ev.WorkerExited():
                 self._worker_ended(worker, slot, _how_it_ended(worker, report), now)
             case _:
@@ -231,14 +247,13 @@ class Fleet:
             self._ended.append(worker)
             self._finish_if_all_ended()
             return
-        if self._rolls.ended(worker, slot, how, now):
-            self._spawn_what_is_due(now)
-            self._note_readiness()
-        elif slot.worker is None and slot.group.worker_ended(slot, worker, now):
-            self._group_failed(slot.group, worker, now)
-        else:
-            self._spawn_what_is_due(now)
-            self._note_readiness(slot.group)
+        if not self._rolls.ended(worker, slot, how, now):
+            if slot.group.worker_ended(slot, worker, now) and not self._rolls.is_to_blame(
+                worker, slot, how, now
+            ):
+                self._group_failed(slot.group, worker, now)
+            self._rolls.go_on(now)
+        self._spawn_what_is_due(now)
 
     def _group_failed(self, group: Group, last: Worker, now: float) -> None:
         self.announce("group.failed", **last.who, reason=group.failure)
@@ -246,8 +261,8 @@ class Fleet:
             cause = f"group {group.spec.name} has failed"
             self._stop(cause, self._terms.notice(now, "stop"), now)
 
-    def _note_readiness(self, *groups: Group) -> None:
-        for group in groups:
+    def _note_readiness(self) -> None:
+        for group in self._groups.values():
             group.note_readiness()
         if self._phase is Phase.RELOADING and not self._rolls.is_reloading:
             self._phase = Phase.READY if self._was_ready else Phase.STARTING
@@ -270,22 +285,32 @@ class Fleet:
             case ev.SettingsChanged():
                 self.take_force(event)
                 for spec in event.groups:
-                    self._groups[spec.name].spec = spec
+                    self._take_spec(spec, now)
             case _:
                 self._rolls.request(event, now)
-        self._note_readiness()
+
+    def _take_spec(self, spec: GroupSpec, now: float) -> None:
+        group = self._groups.get(spec.name)
+        if group is None:
+            return
+        count = group.spec.count
+        group.take(replace(spec, count=count))
+        if spec.count != count:
+            self._rolls.request(ev.ScaleRequested(spec.name, spec.count), now)
 
     def spawn_successor(self, slot: Slot, generation: int, now: float) -> Worker:
-        """Spawn a worker beside the slot's own, under the rules of its generation."""
-        is_new = generation != self._rolls.generation
-        spec = slot.group.rolling_spec if is_new else slot.group.spec
-        return self._make(slot, generation, spec, now)
+        """Spawn a worker beside the slot's own, under the rules that its roll brings."""
+        if slot.group.failure and generation != self._rolls.generation:
+            slot.group.forgive()
+        return self._make(slot, generation, slot.group.rolling_spec, now)
 
     def swap(self, slot: Slot, successor: Worker, now: float) -> None:
         """Make the successor the slot's worker, and cancel the old one."""
         old, slot.worker = slot.worker, successor
         slot.generation = successor.generation
         slot.finished = False
+        slot.restart_due = None
+        slot.group.schedule_recycling(slot)
         if old is not None:
             old.cancel(self._terms.notice(now, "replaced"), now)
 
@@ -293,10 +318,9 @@ class Fleet:
         """Cancel a worker that is not wanted any more."""
         worker.cancel(self._terms.notice(now, "not wanted any more"), now)
 
-    def vacated(self, slot: Slot, now: float) -> None:
-        """Refill a slot whose worker has ended while its successor did not come."""
-        if not slot.is_provisional and not slot.group.failure:
-            slot.restart_due = now
+    def has_workers_of(self, generation: int) -> bool:
+        """Tell whether a worker of this generation has not ended."""
+        return any(worker.generation == generation for worker in self._workers.values())
 
     def retire(self, generation: int) -> None:
         """No worker of this generation will be spawned any more."""
@@ -374,14 +398,13 @@ class Fleet:
         self._rolls.time_passed(now)
         self._recycle_what_is_due(now)
         self._spawn_what_is_due(now)
-        self._note_readiness()
 
     def _recycle_what_is_due(self, now: float) -> None:
         for slot in self._slots():
             if slot.recycle_due is not None and slot.recycle_due <= now:
                 slot.recycle_due = None
                 if slot.worker is not None:
-                    self._rolls.request(ev.RestartRequested(slot.worker.id, "recycle"), now)
+                    self._rolls.request(ev.RestartRequested(slot.worker.id, ev.RECYCLE), now)
 
     def _excuse_if_it_stood_still(self, now: float) -> None:
         late = now - self._first_due()
@@ -398,7 +421,8 @@ class Fleet:
 
     def _spawn_what_is_due(self, now: float) -> None:
         for slot in self._slots():
-            if slot.restart_due is not None and slot.restart_due <= now and slot.worker is None:
+            is_due = slot.restart_due is not None and slot.restart_due <= now
+            if is_due and slot.worker is None and not self._rolls.fills(slot):
                 self._spawn(slot, now)
 
     # --- small things ----------------------------------------------------------------------------
@@ -425,10 +449,13 @@ class Fleet:
 
     def snapshot(self) -> FleetSnapshot:
         """Return the fleet as it is now; changes nothing."""
+        ready = Counter(w.group for w in self._workers.values() if w.state is State.READY)
         return FleetSnapshot(
             state=self._phase.shown,
             generation=self._rolls.generation,
-            groups=tuple(snapshot.of_group(group) for group in self._groups.values()),
+            groups=tuple(
+                snapshot.of_group(group, ready[group.spec.name]) for group in self._groups.values()
+            ),
             workers=tuple(self._snapshot_of(worker) for worker in self._workers.values()),
             outstanding=self._waitgroup.outstanding,
             deadline=None if self._stop_deadline == NEVER else self._stop_deadline,

@@ -42,6 +42,17 @@ class Slot:
     recycle_due: float | None = None  # when its worker is old enough to be replaced
 
     @property
+    def is_done(self) -> bool:
+        """Whether it wants no worker any more, by the rules that a roll under way brings, too."""
+        rules = self.group.rolling_spec.policy
+        return self.finished and not policy.wants_restart(rules.restart, failed=False)
+
+    @property
+    def has_strayed(self) -> bool:
+        """Whether its worker is of another generation than the next one there would be."""
+        return self.worker is not None and self.worker.generation != self.generation
+
+    @property
     def restarts(self) -> int:
         """How many workers were born here after the first."""
         return max(0, self.births - 1)
@@ -76,14 +87,8 @@ class Group:
         self.slots = [Slot(self, generation, is_provisional) for _ in range(spec.count)]
         self.failure = ""  # why it has failed for good; empty: it has not
         self.was_ready = False  # it has been complete once; written by note_readiness
-        self._serial = 0  # the last number given
         self._draw = draw
         self._intensity = policy.Intensity()
-
-    def next_id(self) -> str:
-        """Return a name that was never used before."""
-        self._serial += 1
-        return f"{self.spec.name}-{self._serial}"
 
     @property
     def rolling_spec(self) -> GroupSpec:
@@ -110,22 +115,69 @@ class Group:
             slot.is_ready or slot.finished for slot in self.slots
         )
 
-    def became_ready(self, slot: Slot, now: float) -> None:
-        """Take note that a slot's worker serves."""
-        self.note_readiness()
-        if self.spec.max_age:
-            slot.recycle_due = now + self.spec.max_age * (1.0 - AGE_JITTER * self._draw())
+    def schedule_recycling(self, slot: Slot) -> None:
+        """Settle when the slot's worker will be old enough to be replaced, if ever."""
+        slot.recycle_due = None
+        if self.spec.max_age and slot.worker is not None and slot.is_ready:
+            age = self.spec.max_age * (1.0 - AGE_JITTER * self._draw())
+            slot.recycle_due = slot.worker.history[Step.READY] + age
+
+    def put_off_recycling(self, slot: Slot, now: float) -> None:
+        """See to it that a worker which could not be replaced for its age is tried again."""
+        if self.spec.max_age and slot.is_ready and slot.recycle_due is None:
+            slot.recycle_due = now + self.spec.max_age * AGE_JITTER
 
     def forgive(self) -> None:
         """Give a group that has failed another chance."""
         self.failure = ""
         self._intensity = policy.Intensity()
 
+    def refill(self, now: float) -> None:
+        """Have a worker spawned where there is none and nobody has plans for one."""
+        for slot in self.slots:
+            wants = not (slot.finished or slot.is_provisional or self.failure)
+            if wants and slot.worker is None and slot.restart_due is None:
+                slot.restart_due = now
+
+    def take(self, spec: GroupSpec) -> None:
+        """Let other rules be in force; its size is for `grow` and `shrink`."""
+        before, self.spec = self.spec, spec
+        if spec.max_age != before.max_age:
+            for slot in self.slots:
+                self.schedule_recycling(slot)
+
+    def commit(self, generation: int) -> None:
+        """Let be in force what a roll has made of it."""
+        self.take(self.rolling_spec)
+        self.next_spec = None
+        self.is_provisional = False
+        for slot in self.slots:
+            slot.generation = generation
+            slot.is_provisional = False
+            slot.finished = slot.is_done
+        if self.failure:
+            self.forgive()
+
+    def revert(self, generation: int) -> list[Slot]:
+        """Forget what a roll was to make of it; take away and return the slots that it has added."""
+        self.next_spec = None
+        added = [slot for slot in self.slots if slot.is_provisional]
+        self.slots = [slot for slot in self.slots if not slot.is_provisional]
+        for slot in self.slots:
+            slot.generation = generation
+        return added
+
     def grow(self, count: int, generation: int, *, is_provisional: bool) -> list[Slot]:
         """Add slots up to `count`; return the new ones."""
         new = [Slot(self, generation, is_provisional) for _ in range(count - len(self.slots))]
         self.slots += new
         return new
+
+    def shrink(self, count: int) -> list[Slot]:
+        """Take away the slots above `count`; return them."""
+        surplus = self.slots[count:]
+        del self.slots[count:]
+        return surplus
 
     def worker_ended(self, slot: Slot, worker: Worker, now: float) -> bool:
         """Decide what becomes of a slot whose worker ended uninvited.

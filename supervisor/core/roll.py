@@ -1,4 +1,4 @@
-"""A roll: many workers replaced one by one, as a transaction.
+"""A roll: workers replaced one by one, the replacement first.
 
 Theory of operation. For each slot: its successor is spawned beside the worker that serves, becomes
 ready, proves itself for `min_ready_time`, and only then is the old one cancelled; the next slot comes
@@ -7,16 +7,18 @@ extra ones in a group.
 
     waiting --spawn--> STARTING --ready--> PROVING --min_ready_time--> RETIRING --old one gone--> done
                           |                   |
-                          +---- it fails -----+--> the roll turns back
+                          +---- it fails -----+--> the roll fails, or tries again where it persists
 
-Turned back, a roll of a new generation gives up what has not proved itself and replaces what was
-replaced already, the same way, by workers of the generation in force: from its own template, so with
-the old code. The old workers never stop serving. What fails on the way back is tried again with a
-back-off, since there is nothing further back. A roll within one generation (a restart) that fails
-just ends: what was replaced runs the same code.
+A successor fails by whatever it does before it has proved itself, other than to start and serve: it
+raises, returns, dies, is late, is sent away by somebody else. That is judged when it shows and not
+when the process has gone, since nobody is to be retired meanwhile. A roll that has failed starts
+nothing more, gives up whoever has not proved itself, and is over when those have gone. What it has
+replaced stays replaced: whether that is to go back is for `rolls`, by a roll of its own. That one
+persists: what fails is tried again with a back-off, since there is nothing further back.
 
 A slot without a worker (a new one, or one that backs off) is filled the same way, and has nobody to
-retire. Groups are rolled one after the other; the roll knows nothing of configurations.
+retire. What becomes of a slot's own worker is for the ordinary rules also during a roll; only, while
+a successor is on its way, nobody else is spawned there. Groups are rolled one after the other.
 """
 
 from __future__ import annotations
@@ -29,10 +31,14 @@ from enum import Enum
 from typing import Protocol
 
 from supervisor.core.group import Group, Slot
+from supervisor.core.lifecycle import State
 from supervisor.core.worker import NEVER, Worker
 
-# Seconds before a failed step of the way back is tried again, doubling up to the second number.
+# Seconds before a step that has failed is tried again by a roll that persists, doubling up to the
+# second number.
 RETRY, RETRY_MAX = 1.0, 30.0
+
+_PROMISING = frozenset({State.SPAWNING, State.STARTING, State.REGISTERED, State.READY})
 
 
 class Phase(Enum):
@@ -45,7 +51,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a roll has turned back."""
+    """Why a roll has failed."""
 
     worker: str
     error: str
@@ -74,49 +80,62 @@ class Ground(Protocol):
         """Make the successor the slot's worker, and cancel the old one where there is one."""
 
     def give_up(self, worker: Worker, now: float) -> None:
-        """Cancel a successor that is not wanted any more."""
-
-    def vacated(self, slot: Slot, now: float) -> None:
-        """Take note that a slot has no worker, and none is on its way any more."""
+        """Cancel a worker that is not wanted any more."""
 
 
 @dataclass(slots=True, eq=False)
 class _Move:
-    """One slot on its way. Invariant: `old` is None, or has not ended."""
+    """One slot on its way. `old` is set when it retires, and has not ended."""
 
     slot: Slot
     successor: Worker
-    old: Worker | None
     phase: Phase = Phase.STARTING
     proved_at: float = NEVER
+    old: Worker | None = None
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether the successor has become the slot's worker."""
+        return self.phase is Phase.RETIRING
+
+    @property
+    def makes_one_more(self) -> bool:
+        """Whether the group has a worker too many by it."""
+        return self.old is not None or self.slot.worker is not None
 
 
 class Roll:
-    """The books of one roll. Written by its own methods, called by Fleet only.
+    """The books of one roll. Written by its own methods, called by Rolls only.
 
     Args:
-        kind: "reload", "restart" or "recycle".
+        kind: "reload", "restart", "recycle" or "scale".
         generation: what the successors run.
-        base: the generation to go back to; the same one for a roll within a generation.
         slots: what is replaced, in this order.
         ground: the fleet.
+        persists: whether it goes back to what is in force: then it cannot fail, and a slot that has
+            got there by itself is left alone.
     """
 
     def __init__(
-        self, kind: str, generation: int, base: int, slots: Iterable[Slot], ground: Ground
+        self,
+        kind: str,
+        generation: int,
+        slots: Iterable[Slot],
+        ground: Ground,
+        *,
+        persists: bool = False,
     ) -> None:
         self.kind = kind
         self.generation = generation
-        self.base = base
+        self.slots = tuple(slots)
+        self.persists = persists
         self.failure: Failure | None = None
+        self.was_cut_short = False  # abandoned, and somebody has not been replaced by that
         self._ground = ground
-        self._slots = list(slots)
-        self._waiting = list(self._slots)
+        self._waiting = list(self.slots)
         self._moves: dict[Slot, _Move] = {}
-        self._replaced: list[Slot] = []
-        self._given_up: dict[Worker, Group] = {}  # successors that have not ended yet
-        self._total = len(self._waiting)
-        self._retry_at = NEVER  # when the way back goes on
+        self._leaving: dict[Worker, Group] = {}  # not wanted any more; they have not ended yet
+        self._retry_at = NEVER
         self._retry = RETRY
 
     # --- seen from outside -------------------------------------------------------------------------
@@ -124,31 +143,27 @@ class Roll:
     @property
     def is_over(self) -> bool:
         """Whether nothing of it is left to be done, and nobody left to be waited for."""
-        return not self._waiting and not self._moves and not self._given_up
-
-    @property
-    def is_going_back(self) -> bool:
-        """Whether it has failed."""
-        return self.failure is not None
+        return not self._waiting and not self._moves and not self._leaving
 
     @property
     def due(self) -> float:
         """When `time_passed` is wanted."""
         return min([self._retry_at, *(move.proved_at for move in self._moves.values())])
 
-    def has(self, slot: Slot) -> bool:
-        """Whether the slot is on its way, so that nobody else fills it."""
-        return slot in self._moves
+    def fills(self, slot: Slot) -> bool:
+        """Whether a successor is on its way there, so that nobody else is to be spawned."""
+        move = self._moves.get(slot)
+        return move is not None and not move.is_proved
 
     def progress(self) -> Progress:
         """Return how far it has come."""
         left = len(self._waiting) + len(self._moves)
         return Progress(
             self.kind,
-            self.base if self.is_going_back else self.generation,
-            self._total - left,
-            self._total,
-            self.is_going_back,
+            self.generation,
+            len(self.slots) - left,
+            len(self.slots),
+            self.persists,
             tuple((move.successor.id, move.phase.value) for move in self._moves.values()),
         )
 
@@ -156,6 +171,7 @@ class Roll:
 
     def advance(self, now: float) -> None:
         """Start what may start now. Called after every change."""
+        self._skip_what_is_not_wanted(now)
         if now < self._retry_at < NEVER:
             return
         self._retry_at = NEVER
@@ -165,113 +181,139 @@ class Roll:
         for slot in [slot for slot in self._waiting if slot.group is first.group]:
             if self._has_room(slot):
                 self._waiting.remove(slot)
-                generation = self.base if self.is_going_back else self.generation
-                successor = self._ground.spawn_successor(slot, generation, now)
-                self._moves[slot] = _Move(slot, successor, slot.worker)
+                successor = self._ground.spawn_successor(slot, self.generation, now)
+                self._moves[slot] = _Move(slot, successor)
 
     def became_ready(self, worker: Worker, slot: Slot, now: float) -> None:
-        """Take note that a worker serves; a successor has to prove itself from now on."""
+        """Take note that a worker serves; a successor has to prove itself from now on.
+
+        Others that prove themselves are left alone: what has happened to them may not be known yet.
+        """
         move = self._moves.get(slot)
-        if move is not None and move.successor is worker and move.phase is Phase.STARTING:
-            move.phase = Phase.PROVING
-            move.proved_at = now + slot.group.rolling_spec.min_ready_time
-            self.time_passed(now)
+        if move is None or move.successor is not worker or move.is_proved:
+            return
+        move.phase = Phase.PROVING
+        move.proved_at = now + slot.group.rolling_spec.min_ready_time
+        if move.proved_at <= now:
+            self._replace(move, now)
+            self.advance(now)
 
     def time_passed(self, now: float) -> None:
-        """Retire the old ones of those that have proved themselves, and go on."""
+        """Replace whose successor has proved itself, and go on."""
+        self.review(now)
         for move in list(self._moves.values()):
             if move.proved_at <= now:
-                move.phase = Phase.RETIRING
-                move.proved_at = NEVER
-                self._ground.swap(move.slot, move.successor, now)
-                self._finish_if_retired(move)
+                self._replace(move, now)
         self.advance(now)
 
+    def review(self, now: float) -> None:
+        """Find those who will not prove themselves any more, although they have not ended."""
+        for move in list(self._moves.values()):
+            if self.fills(move.slot) and move.successor.state not in _PROMISING:
+                self._successor_failed(move, _why_not(move.successor), now)
+
     def failed(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> None:
-        """Take note that a worker is failing; an unproved successor turns the roll back by that."""
+        """Take note that a worker's code has raised."""
         move = self._moves.get(slot)
-        if move is not None and move.successor is worker and move.phase is not Phase.RETIRING:
-            self._give_up(move, now)
-            self._turn_back(move, failure, now)
+        if move is not None and move.successor is worker and not move.is_proved:
+            self._successor_failed(move, failure, now)
 
     def ended(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> bool:
-        """Take note of a worker's end; False when that is none of this roll's business."""
+        """Take note of an end; False when the ordinary rules decide what comes after it."""
         move = self._moves.get(slot)
-        if worker in self._given_up:
-            del self._given_up[worker]
+        if worker in self._leaving:
+            del self._leaving[worker]
         elif move is not None and worker is move.old:
-            move.old = None
-            self._finish_if_retired(move)
-        elif move is not None and worker is move.successor and move.phase is not Phase.RETIRING:
-            self._end(move, now)
-            self._turn_back(move, failure, now)
+            del self._moves[slot]
+        elif move is not None and worker is move.successor and not move.is_proved:
+            del self._moves[slot]
+            self._step_failed(slot, failure, now)
         else:
             return False
         self.advance(now)
         return True
 
+    def fail(self, failure: Failure, now: float) -> None:
+        """Start nothing more, and give up what has not proved itself."""
+        self.failure = self.failure or failure
+        self._let_go(now)
+
     def abandon(self, now: float) -> None:
-        """Give up what has not proved itself, because another roll takes over."""
-        self._waiting.clear()
-        for move in list(self._moves.values()):
-            if move.phase is not Phase.RETIRING:
-                self._give_up(move, now)
+        """Make way for another roll: as if it had failed, but nobody is to blame."""
+        self.was_cut_short = self._let_go(now)
 
     def dismiss(self, worker: Worker, group: Group, now: float) -> None:
-        """Cancel a worker that nobody replaces, and wait for its end."""
-        self._given_up[worker] = group
+        """Cancel a worker whom nobody replaces, and wait for its end."""
+        self._leaving[worker] = group
         self._ground.give_up(worker, now)
 
     # --- inside ------------------------------------------------------------------------------------
 
+    def _skip_what_is_not_wanted(self, now: float) -> None:
+        self._waiting = [slot for slot in self._waiting if self._is_wanted(slot)]
+        for move in list(self._moves.values()):
+            if not move.is_proved and move.slot.is_done:
+                self._give_up(move, now)
+
+    def _is_wanted(self, slot: Slot) -> bool:
+        if self.persists:  # an empty slot is refilled by the ordinary rules, from what is in force
+            return slot.worker is not None and slot.worker.generation != self.generation
+        return not slot.is_done
+
     def _has_room(self, slot: Slot) -> bool:
         """Tell whether one more may be started in this slot's group."""
-        moving = [move for move in self._moves.values() if move.slot.group is slot.group]
+        extra = sum(m.makes_one_more for m in self._moves.values() if m.slot.group is slot.group)
         if slot.worker is None:
             # It makes nobody extra; but those who replace somebody go first: they are the proof.
-            ahead = [each for each in self._waiting if each.group is slot.group and each.worker]
-            return not ahead and not any(move.old for move in moving)
-        given_up = sum(group is slot.group for group in self._given_up.values())
-        return len(moving) + given_up < slot.group.rolling_spec.surge
+            return not extra and not any(
+                other.worker for other in self._waiting if other.group is slot.group
+            )
+        extra += sum(group is slot.group for group in self._leaving.values())
+        return extra < slot.group.rolling_spec.surge
 
-    def _finish_if_retired(self, move: _Move) -> None:
-        if move.phase is not Phase.RETIRING or move.old is not None:
-            return
-        del self._moves[move.slot]
-        goal = self.base if self.is_going_back else self.generation
-        if move.successor.generation == goal:
-            self._replaced.append(move.slot)
-        else:  # it was overtaken by a turn of the roll
-            self._waiting.append(move.slot)
+    def _replace(self, move: _Move, now: float) -> None:
+        move.phase = Phase.RETIRING
+        move.proved_at = NEVER
+        move.old = move.slot.worker
+        self._retry = RETRY
+        self._ground.swap(move.slot, move.successor, now)
+        if move.old is None:
+            del self._moves[move.slot]
 
-    def _turn_back(self, move: _Move, failure: Failure, now: float) -> None:
-        if self.is_going_back:
-            self._waiting.insert(0, move.slot)
+    def _successor_failed(self, move: _Move, failure: Failure, now: float) -> None:
+        """Draw the conclusion of a successor that has failed, and has not ended yet."""
+        self._give_up(move, now)
+        self._step_failed(move.slot, failure, now)
+
+    def _step_failed(self, slot: Slot, failure: Failure, now: float) -> None:
+        if self.persists:
+            self._waiting.append(slot)
             self._retry_at = now + self._retry
             self._retry = min(2 * self._retry, RETRY_MAX)
-            return
-        self.failure = failure
-        for other in list(self._moves.values()):
-            if other.phase is not Phase.RETIRING:
-                self._give_up(other, now)
-        self._replaced = []
-        self._waiting = [slot for slot in reversed(self._slots) if self._must_go_back(slot)]
-        self._total = len(self._waiting) + len(self._moves)
-        self.advance(now)
+        else:
+            self.fail(failure, now)
 
-    def _must_go_back(self, slot: Slot) -> bool:
-        """Tell whether its worker is of this roll's generation, or of one that this has superseded."""
-        if slot in self._moves or slot.worker is None:
-            return False
-        return slot.worker.generation != self.base
+    def _let_go(self, now: float) -> bool:
+        """Forget who waits, give up who has not proved itself; True when there was anybody."""
+        unproved = [move for move in self._moves.values() if not move.is_proved]
+        had_any = bool(self._waiting or unproved)
+        self._waiting.clear()
+        self._retry_at = NEVER
+        for move in unproved:
+            self._give_up(move, now)
+        return had_any
 
     def _give_up(self, move: _Move, now: float) -> None:
-        self._given_up[move.successor] = move.slot.group
-        self._end(move, now)
-        self._ground.give_up(move.successor, now)
-
-    def _end(self, move: _Move, now: float) -> None:
-        """Take a move off the books that has led to nothing."""
         del self._moves[move.slot]
-        if move.slot.worker is None:
-            self._ground.vacated(move.slot, now)
+        self.dismiss(move.successor, move.slot.group, now)
+
+
+def _why_not(worker: Worker) -> Failure:
+    """Say why a worker that has not ended will not prove itself any more."""
+    if worker.fault:
+        why = f"it {worker.fault}"
+    elif worker.state is State.DRAINED:
+        why = "it returned before it had proved itself"
+    else:
+        why = "it was sent away by somebody else before it had proved itself"
+    return Failure(worker.id, why, "")

@@ -2,14 +2,26 @@
 
 Theory of operation. At most one roll is under way. A reload supersedes whatever is: that gives up
 what has not proved itself, and the newest reload begins when it has come to rest; older ones that
-have not begun are dropped. Restarts and scaling wait for their turn.
+have not begun are dropped. Restarts and scaling wait for their turn, and a scaling that waits is
+dropped for a reload that is asked for later: the file wins.
 
-    reload: roll all slots to the new generation -> dismiss whom the new configuration has no place
-            for -> commit: the new generation is in force
-        fails -> back to the generation in force, under its own rules; what was added is taken away
+    ROLLING  -- all slots have been replaced -->  COMMITTED: the new generation is in force, whoever
+       |                                          it has no place for is dismissed  -->  reload.done
+       |  a replacement fails, or the new code uses up the restarts of its group
+       v
+    GOING_BACK: what was added is dismissed, what was replaced is replaced again, by workers of the
+                generation in force and under its rules  -->  reload.rolled_back
 
-The generation in force changes at the commit only: until then every ordinary restart, and the way
-back, use the old one.
+A reload can be superseded until its commit, on its way back too: the only way out when the generation
+in force does not come up any more. Then the slots hold workers of several generations, and each goes
+on: the next reload takes all of them along, and its way back leads to the generation in force.
+
+A slot is restarted by the ordinary rules from the generation that it has got to; on the way back, from
+the one in force. A generation is retired when it is neither in force nor about to be, no slot would be
+restarted from it, and its last worker has ended.
+
+A group that has failed for good gets another chance when the first worker of another generation is
+spawned in it, and when its restart is asked for.
 """
 
 from __future__ import annotations
@@ -17,14 +29,18 @@ from __future__ import annotations
 __all__ = ["FleetGround", "Rolls"]
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from enum import Enum, auto
 from typing import Any, Protocol, assert_never
 
 from supervisor.core import events as ev
 from supervisor.core.group import Group, Slot
 from supervisor.core.roll import Failure, Ground, Progress, Roll
+from supervisor.core.spec import GroupSpec
 from supervisor.core.worker import NEVER, Worker
+
+_SUPERSEDED = "superseded by a reload"
 
 
 class FleetGround(Ground, Protocol):
@@ -38,6 +54,17 @@ class FleetGround(Ground, Protocol):
 
     def take_force(self, request: ev.ReloadRequested | ev.SettingsChanged) -> None:
         """Let the terms of a request be in force."""
+
+    def has_workers_of(self, generation: int) -> bool:
+        """Tell whether a worker of this generation has not ended."""
+
+
+class _Stage(Enum):
+    """How far a reload has come."""
+
+    ROLLING = auto()
+    GOING_BACK = auto()
+    COMMITTED = auto()
 
 
 class Rolls:
@@ -57,10 +84,12 @@ class Rolls:
         self._draw = draw
         self._roll: Roll | None = None
         self._reload: ev.ReloadRequested | None = None  # what the roll under way carries out
-        self._target = ""  # of a restart: what was asked for
+        self._stage = _Stage.ROLLING  # of that reload
+        self._failure: Failure | None = None  # why it goes back
+        self._target = ""  # of a restart or a scaling: what was asked for
         self._next: ev.ReloadRequested | None = None
         self._queue: deque[ev.Request] = deque()
-        self._is_dismissing = False  # all are replaced, and the superfluous are on their way out
+        self._generations = {1}  # those that have not been retired
         self.generation = 1  # in force
 
     # --- seen from outside -------------------------------------------------------------------------
@@ -75,6 +104,10 @@ class Rolls:
         """When `time_passed` is wanted."""
         return NEVER if self._roll is None else self._roll.due
 
+    def fills(self, slot: Slot) -> bool:
+        """Whether a successor is on its way there, so that nobody else is to be spawned."""
+        return self._roll is not None and self._roll.fills(slot)
+
     def progress(self) -> Progress | None:
         """Return how far the roll under way has come."""
         return None if self._roll is None else self._roll.progress()
@@ -83,10 +116,11 @@ class Rolls:
 
     def request_reload(self, request: ev.ReloadRequested, now: float) -> None:
         """Roll to a new generation, now or as soon as what is under way has come to rest."""
+        self._generations.add(request.generation)
         if self._next is not None:
             self._ground.announce("reload.superseded", generation=self._next.generation)
-            self._ground.retire(self._next.generation)
         self._next = request
+        self._drop_overtaken_scaling()
         if self._roll is not None:
             self._roll.abandon(now)
         self.settle(now)
@@ -110,9 +144,15 @@ class Rolls:
             self.settle(now)
 
     def failed(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> None:
-        """Take note that a worker's code raised."""
+        """Take note that a worker's code has raised."""
         if self._roll is not None:
             self._roll.failed(worker, slot, failure, now)
+            self.settle(now)
+
+    def review(self, now: float) -> None:
+        """Take note that a worker is about to end that was not told to."""
+        if self._roll is not None:
+            self._roll.review(now)
             self.settle(now)
 
     def ended(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> bool:
@@ -122,6 +162,29 @@ class Rolls:
         self.settle(now)
         return True
 
+    def is_to_blame(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> bool:
+        """Take the end by which a group has failed for good; False when that is to stand.
+
+        It is not held against a group when the generation in force is not to blame: where that is the
+        one that is being rolled to, it has shown that it does not hold, and the reload goes back.
+        """
+        if self._reload is None or worker.generation == self.generation:
+            return False
+        slot.group.forgive()
+        if not slot.is_provisional:
+            slot.generation = self.generation
+        is_new = worker.generation == self._reload.generation
+        if is_new and self._stage is _Stage.ROLLING and self._roll is not None:
+            self._roll.fail(failure, now)
+        slot.group.refill(now)
+        return True
+
+    def go_on(self, now: float) -> None:
+        """Take another look, after the ordinary rules have decided about a slot."""
+        if self._roll is not None:
+            self._roll.advance(now)
+            self.settle(now)
+
     def time_passed(self, now: float) -> None:
         """Take the steps that are due."""
         if self._roll is not None:
@@ -130,162 +193,199 @@ class Rolls:
 
     def settle(self, now: float) -> None:
         """Finish what is over, and begin what is next."""
-        while self._roll is not None and self._roll.is_over:
-            if not self._finish(self._roll, now):
-                return
-        while self._roll is None and (self._next is not None or self._queue):
-            if self._next is not None:
+        while True:
+            if self._roll is not None:
+                if not self._roll.is_over:
+                    break
+                self._finish(self._roll, now)
+            elif self._next is not None:
                 request, self._next = self._next, None
                 self._begin_reload(request, now)
-            else:
+            elif self._queue:
                 self._begin(self._queue.popleft(), now)
-            self.settle(now)
+            else:
+                break
+        self._retire_what_is_unused()
 
-    # --- beginning ---------------------------------------------------------------------------------
+    # --- reloads -----------------------------------------------------------------------------------
 
     def _begin_reload(self, request: ev.ReloadRequested, now: float) -> None:
         slots: list[Slot] = []
+        for group in self._groups.values():
+            group.next_spec = None  # one that was superseded may have left its own
         for spec in request.groups:
-            group = self._groups.get(spec.name)
-            if group is None:
-                group = Group(spec, self._draw, request.generation, is_provisional=True)
-                self._groups[spec.name] = group
+            group = self._groups.get(spec.name) or self._add(spec, request.generation)
             group.next_spec = spec
-            group.forgive()
             group.grow(spec.count, request.generation, is_provisional=True)
-            slots += [slot for slot in group.slots[: spec.count] if not slot.finished]
+            slots += [slot for slot in group.slots[: spec.count] if not slot.is_done]
         self._reload = request
-        self._is_dismissing = False
-        self._roll = Roll("reload", request.generation, self.generation, slots, self._ground)
+        self._stage = _Stage.ROLLING
+        self._failure = None
+        self._roll = Roll("reload", request.generation, slots, self._ground)
         self._ground.announce("reload.started", generation=request.generation, workers=len(slots))
         self._roll.advance(now)
+
+    def _add(self, spec: GroupSpec, generation: int) -> Group:
+        group = Group(spec, self._draw, generation, is_provisional=True)
+        self._groups[spec.name] = group
+        return group
+
+    def _finish(self, roll: Roll, now: float) -> None:
+        """Draw the conclusion of a roll that is over."""
+        self._roll = None
+        request = self._reload
+        if request is None:
+            self._conclude_in_place(roll, now)
+        elif self._stage is _Stage.COMMITTED:
+            self._conclude_reload("reload.done", request.generation)
+        elif self._next is not None:
+            self._failure = self._failure or roll.failure
+            self._conclude_reload("reload.superseded", request.generation)
+        elif self._stage is _Stage.GOING_BACK:
+            self._conclude_reload(
+                "reload.rolled_back", self.generation, failed_generation=request.generation
+            )
+        elif roll.failure is not None:
+            self._go_back(roll.failure, now)
+        else:
+            self._commit(request, roll, now)
+
+    def _commit(self, request: ev.ReloadRequested, roll: Roll, now: float) -> None:
+        """Let the new generation be in force, and dismiss whom it has no place for."""
+        self._stage = _Stage.COMMITTED
+        self._roll = roll  # it waits for those, too
+        self._dismiss(self._take_away_surplus(request), roll, now)
+        self.generation = request.generation
+        self._ground.take_force(request)
+        for group in self._groups.values():
+            group.commit(request.generation)
+            group.refill(now)
+
+    def _take_away_surplus(self, request: ev.ReloadRequested) -> list[Slot]:
+        """Take groups and slots off the books that a new configuration has no place for."""
+        counts = {spec.name: spec.count for spec in request.groups}
+        surplus = [
+            slot
+            for name, group in self._groups.items()
+            for slot in group.shrink(counts.get(name, 0))
+        ]
+        for name in set(self._groups) - set(counts):
+            del self._groups[name]
+        return surplus
+
+    def _go_back(self, failure: Failure, now: float) -> None:
+        """Take away what was added, and replace by the generation in force what was replaced."""
+        self._stage = _Stage.GOING_BACK
+        self._failure = failure
+        added = [slot for group in self._groups.values() for slot in group.revert(self.generation)]
+        for name in [name for name, group in self._groups.items() if group.is_provisional]:
+            del self._groups[name]
+        strayed = [slot for slot in self._slots() if slot.has_strayed]
+        self._roll = Roll("reload", self.generation, strayed, self._ground, persists=True)
+        self._dismiss(added, self._roll, now)
+        self._refill(now)
+        self._roll.advance(now)
+
+    def _conclude_reload(self, event: str, generation: int, **fields: Any) -> None:
+        failure = self._failure
+        self._reload = self._failure = None
+        if failure is not None:
+            fields |= {
+                "worker": failure.worker,
+                "error": failure.error,
+                "traceback": failure.traceback,
+            }
+        self._ground.announce(event, generation=generation, **fields)
+
+    def _retire_what_is_unused(self) -> None:
+        if len(self._generations) == 1:
+            return  # as nearly always
+        wanted = {slot.generation for slot in self._slots()} | {self.generation}
+        wanted |= {request.generation for request in (self._reload, self._next) if request}
+        for generation in sorted(self._generations - wanted):
+            if not self._ground.has_workers_of(generation):
+                self._generations.remove(generation)
+                self._ground.retire(generation)
+
+    # --- within one generation ---------------------------------------------------------------------
 
     def _begin(self, request: ev.Request, now: float) -> None:
         match request:
             case ev.RestartRequested():
-                slots = self._slots_of(request.target)
-                self._target = request.target
-                self._roll = Roll(
-                    request.reason, self.generation, self.generation, slots, self._ground
-                )
-                self._roll.advance(now)
+                self._restart(request, now)
             case ev.ScaleRequested():
                 self._scale(request, now)
             case _:
                 assert_never(request)
 
+    def _restart(self, request: ev.RestartRequested, now: float) -> None:
+        """Replace who is still there: whoever has gone meanwhile has been replaced already."""
+        slots = self._slots_of(request.target)
+        if slots or request.reason != ev.RECYCLE:
+            self._target = request.target
+            self._roll = Roll(request.reason, self.generation, slots, self._ground)
+            self._roll.advance(now)
+
     def _slots_of(self, target: str) -> list[Slot]:
         group = self._groups.get(target)
-        if group is not None:
-            if group.failure:
-                group.forgive()
-            return [slot for slot in group.slots if not slot.finished or slot.worker is not None]
-        return [
-            slot
-            for group in self._groups.values()
-            for slot in group.slots
-            if slot.worker is not None and slot.worker.id == target
-        ]
+        if group is None:
+            return [slot for slot in self._slots() if slot.worker and slot.worker.id == target]
+        if group.failure:
+            group.forgive()
+        return [slot for slot in group.slots if not slot.is_done]
 
     def _scale(self, request: ev.ScaleRequested, now: float) -> None:
-        """Fill new slots; whoever is too many is cancelled, the youngest first."""
+        """Fill new slots; whoever is too many is cancelled, the last slots first."""
         group = self._groups.get(request.group)
         if group is None:
+            gone = "there is no group of this name any more"
+            self._announce_failed("scale", request.group, error=gone)
             return
+        self._target = request.group
         group.spec = replace(group.spec, count=request.count)
         self._ground.announce("group.scaled", group=request.group, count=request.count)
         new = group.grow(request.count, self.generation, is_provisional=False)
-        self._target = request.group
-        self._roll = Roll("scale", self.generation, self.generation, new, self._ground)
-        self._dismiss(self._surplus(group, request.count), self._roll, now)
+        self._roll = Roll("scale", self.generation, new, self._ground)
+        self._dismiss(group.shrink(request.count), self._roll, now)
         self._roll.advance(now)
 
-    # --- finishing ---------------------------------------------------------------------------------
+    def _drop_overtaken_scaling(self) -> None:
+        for request in [r for r in self._queue if isinstance(r, ev.ScaleRequested)]:
+            self._queue.remove(request)
+            self._announce_failed("scale", request.group, error=_SUPERSEDED)
 
-    def _finish(self, roll: Roll, now: float) -> bool:
-        """Draw the conclusion of a roll that is over; False when somebody is still to be awaited."""
-        request = self._reload
-        if request is None:
-            self._conclude_in_place(roll)
-        elif roll.failure is not None:
-            self._go_back(request, roll.failure)
-        elif self._next is not None:
-            self._reload = None  # its work is the next one's to go on with
-            self._ground.announce("reload.superseded", generation=request.generation)
-        elif self._is_dismissing or not self._dismiss_superfluous(request, roll, now):
-            self._commit(request)
-        else:
-            return False
-        self._roll = None
-        return True
-
-    def _conclude_in_place(self, roll: Roll) -> None:
+    def _conclude_in_place(self, roll: Roll, now: float) -> None:
         failure = roll.failure
-        if failure is None:
-            self._ground.announce(f"{roll.kind}.done", target=self._target)
-        else:
-            self._ground.announce(
-                f"{roll.kind}.failed",
-                target=self._target,
-                worker=failure.worker,
-                error=failure.error,
-                traceback=failure.traceback,
+        if failure is not None:
+            self._announce_failed(
+                roll.kind, self._target, failure.error, failure.worker, failure.traceback
             )
+        elif roll.was_cut_short:
+            self._announce_failed(roll.kind, self._target, error=_SUPERSEDED)
+        else:
+            self._ground.announce(f"{roll.kind}.done", target=self._target)
+        for slot in roll.slots:
+            slot.group.put_off_recycling(slot, now)
+        self._refill(now)
 
-    def _dismiss_superfluous(self, request: ev.ReloadRequested, roll: Roll, now: float) -> bool:
-        """Cancel those for whom the new configuration has no place; False when there are none."""
-        self._is_dismissing = True
-        counts = {spec.name: spec.count for spec in request.groups}
-        surplus = [
-            slot
-            for name, group in list(self._groups.items())
-            for slot in self._surplus(group, counts.get(name, 0))
-        ]
-        for name in set(self._groups) - set(counts):
-            del self._groups[name]
-        return self._dismiss(surplus, roll, now)
-
-    def _commit(self, request: ev.ReloadRequested) -> None:
-        before, self.generation = self.generation, request.generation
-        for group in self._groups.values():
-            group.spec = group.rolling_spec
-            group.next_spec = None
-            group.is_provisional = False
-            for slot in group.slots:
-                slot.generation = request.generation
-                slot.is_provisional = False
-        self._reload = None
-        self._ground.take_force(request)
-        self._ground.announce("reload.done", generation=request.generation)
-        self._ground.retire(before)
-
-    def _go_back(self, request: ev.ReloadRequested, failure: Failure) -> None:
-        for name, group in list(self._groups.items()):
-            group.next_spec = None
-            if group.is_provisional:
-                del self._groups[name]
-            group.slots = [slot for slot in group.slots if not slot.is_provisional]
-            for slot in group.slots:
-                slot.generation = self.generation
-        self._reload = None
+    def _announce_failed(
+        self, kind: str, target: str, error: str, worker: str = "", traceback: str = ""
+    ) -> None:
         self._ground.announce(
-            "reload.rolled_back",
-            generation=self.generation,
-            failed_generation=request.generation,
-            worker=failure.worker,
-            error=failure.error,
-            traceback=failure.traceback,
+            f"{kind}.failed", target=target, worker=worker, error=error, traceback=traceback
         )
-        self._ground.retire(request.generation)
 
-    def _surplus(self, group: Group, count: int) -> list[Slot]:
-        """Take the slots above `count` out of a group."""
-        surplus = group.slots[count:]
-        del group.slots[count:]
-        return surplus
+    # --- small things ------------------------------------------------------------------------------
 
-    def _dismiss(self, slots: Iterable[Slot], roll: Roll, now: float) -> bool:
-        workers = [(slot.worker, slot.group) for slot in slots if slot.worker is not None]
-        for worker, group in workers:
-            roll.dismiss(worker, group, now)
-        return bool(workers)
+    def _slots(self) -> Iterator[Slot]:
+        for group in self._groups.values():
+            yield from group.slots
+
+    def _refill(self, now: float) -> None:
+        for group in self._groups.values():
+            group.refill(now)
+
+    def _dismiss(self, slots: Iterable[Slot], roll: Roll, now: float) -> None:
+        for slot in slots:
+            if slot.worker is not None:
+                roll.dismiss(slot.worker, slot.group, now)

@@ -69,13 +69,13 @@ def of_worker(worker: Worker, restarts: int) -> WorkerSnapshot:
     )
 
 
-def of_group(group: Group) -> GroupSnapshot:
-    """Return one group as it is now."""
+def of_group(group: Group, ready: int) -> GroupSnapshot:
+    """Return one group as it is now; `ready` counts successors that have no slot yet, too."""
     dues = [slot.restart_due for slot in group.slots if slot.restart_due is not None]
     return GroupSnapshot(
         name=group.spec.name,
         count=group.spec.count,
-        ready=group.ready,
+        ready=ready,
         state=group.state,
         restarts=sum(slot.restarts for slot in group.slots),
         failure=group.failure,

@@ -67,7 +67,7 @@ class Rolled(Supervised):
     def ready_counts(self) -> list[int]:
         """How many workers were ready after each event, from the first time that all were."""
         ready: set[str] = set()
-        counts = []
+        counts: list[int] = []
         for line in self.lines():
             if line["event"] == "worker.ready":
                 ready.add(line["worker"])

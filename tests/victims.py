@@ -1,0 +1,321 @@
+"""The cast: good workers, and every bad one that a supervisor must cope with.
+
+Each is a `run` for a configuration, as `run = "tests.victims:deaf"`. What they do is not simulated.
+Those that are bad while they are imported are modules of their own: their sources are below.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AT_IMPORT"]
+
+import asyncio
+import atexit
+import ctypes
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from workers.context import Cancelled
+from workers.worker import Worker
+
+# --- good ----------------------------------------------------------------------------------------
+
+
+def idle(worker: Worker) -> None:
+    """Serve, and do nothing."""
+    worker.ready()
+    worker.accepting.wait()
+
+
+async def idle_async(worker: Worker) -> None:
+    """Serve, and do nothing, in asyncio."""
+    worker.ready()
+    await worker.accepting
+
+
+def busy(worker: Worker) -> None:
+    """Have work in flight that needs `seconds` from the cancel on, and finish it."""
+    with worker.job("busy") as job:
+        worker.ready()
+        worker.accepting.wait()
+        job.ctx.wait(worker.options["seconds"])
+        job.ctx.check()
+    worker.log.info("victim.finished")
+
+
+async def busy_async(worker: Worker) -> None:
+    """Have work in flight that needs `seconds` from the cancel on, in asyncio."""
+    with worker.job("busy"):
+        worker.ready()
+        await worker.accepting
+        await asyncio.sleep(worker.options["seconds"])
+    worker.log.info("victim.finished")
+
+
+def endless(worker: Worker) -> None:
+    """Have work in flight that ends only when its context does."""
+    try:
+        with worker.job("endless") as job:
+            worker.ready()
+            job.ctx.wait()
+            job.ctx.check()
+    except Cancelled as exc:
+        worker.log.info("victim.aborted", cause=str(exc.cause), seen=time.monotonic())
+        raise
+
+
+async def endless_async(worker: Worker) -> None:
+    """Have work in flight that ends only when its context does, in asyncio."""
+    try:
+        with worker.job("endless") as job:
+            worker.ready()
+            await job.ctx
+            job.ctx.check()
+    except Cancelled as exc:
+        worker.log.info("victim.aborted", cause=str(exc.cause), seen=time.monotonic())
+        raise
+
+
+def in_a_thread(worker: Worker) -> None:
+    """Return at once after the cancel, with a thread of its own that still has work to do."""
+
+    def work() -> None:
+        worker.accepting.wait()
+        worker.ctx.wait(worker.options["seconds"])
+        worker.log.info("victim.finished")
+
+    worker.wg.go(work)
+    worker.ready()
+    worker.accepting.wait()
+
+
+def in_a_call(worker: Worker) -> None:
+    """Spend the cancel in a C call that gives the interpreter lock away, and cannot be woken."""
+    worker.ready()
+    libc = ctypes.CDLL(None)
+    worker.log.info("victim.calling")
+    for _ in range(worker.options["seconds"]):
+        libc.usleep(999_999)
+    worker.log.info("victim.returned")
+
+
+def once(worker: Worker) -> None:
+    """Have nothing more to do."""
+    worker.ready()
+
+
+def surroundings(worker: Worker) -> None:
+    """Say what it finds around itself: what it was given, and what it inherited."""
+    worker.log.info(
+        "victim.surroundings",
+        parent=os.getppid(),
+        group=os.getpgid(0),
+        title=_title(),
+        environment=sorted(os.environ),
+        threads=[thread.name for thread in threading.enumerate()],
+        frozen=gc.get_freeze_count(),
+        collecting=gc.isenabled(),
+        options=dict(worker.options),
+        ids=[worker.id, worker.group, worker.generation],
+        modules=sorted(sys.modules),
+    )
+    worker.ready()
+    worker.accepting.wait()
+
+
+def _title() -> str:
+    return Path("/proc/self/cmdline").read_bytes().rstrip(b"\0").decode()
+
+
+# --- those that do not end -----------------------------------------------------------------------
+
+
+def deaf(worker: Worker) -> None:
+    """Swallow whatever comes, in an endless loop."""
+    worker.ready()
+    while True:
+        try:
+            _spin_for_ever()
+        except BaseException:
+            continue
+
+
+def _spin_for_ever() -> NoReturn:
+    while True:
+        pass
+
+
+def lock_holder(worker: Worker) -> None:
+    """Hold the interpreter lock for ever, in C code. `ready` has been sent by then."""
+    worker.ready()
+    libc = ctypes.PyDLL(None)
+    if worker.accepting.wait(worker.options.get("after", 0.5)):
+        return
+    worker.log.info("victim.holding")
+    _hold_the_lock(libc)
+
+
+def _hold_the_lock(libc: ctypes.PyDLL) -> None:
+    while True:  # a PyDLL's calls keep the lock, and the interval keeps it between them
+        sys.setswitchinterval(3600.0)
+        libc.usleep(999_999)
+
+
+def mute(worker: Worker) -> None:
+    """End as it should, without having answered: nobody else gets the interpreter lock."""
+    worker.ready()
+    if worker.accepting.wait(0.5):
+        return
+    worker.log.info("victim.holding")
+    sys.setswitchinterval(3600.0)
+    end = time.monotonic() + worker.options["seconds"]
+    while time.monotonic() < end:
+        pass
+    os._exit(0)
+
+
+def liar(worker: Worker) -> None:
+    """Say that it is drained, and stay."""
+    atexit.register(_stay_for_ever)
+    worker.ready()
+    worker.accepting.wait()
+
+
+def _stay_for_ever() -> NoReturn:
+    while True:
+        time.sleep(3600.0)
+
+
+def never_ready(worker: Worker) -> None:
+    """Serve without saying so."""
+    worker.accepting.wait()
+
+
+def stuck_before_ready(worker: Worker) -> None:
+    """Never get as far as serving, and hear nothing."""
+    _stay_for_ever()
+
+
+# --- those that leave something behind -----------------------------------------------------------
+
+
+def forker(worker: Worker) -> None:
+    """Leave two processes in its group that ignore every signal but SIGKILL."""
+    ignore_all = "import signal,time;[signal.signal(n,1) for n in (1,2,3,15)];print(flush=True);time.sleep(3600)"
+    for _ in range(2):
+        child = subprocess.Popen([sys.executable, "-S", "-c", ignore_all], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+    worker.ready()
+    worker.accepting.wait()
+
+
+def daemonizer(worker: Worker) -> None:
+    """Leave orphans behind, as a daemon that starts does; they end at once."""
+    for _ in range(10):
+        if os.fork() == 0:
+            if os.fork() != 0:
+                os._exit(0)
+            os._exit(0)
+        os.wait()
+    worker.ready()
+    worker.accepting.wait()
+
+
+# --- those that fail -----------------------------------------------------------------------------
+
+
+def crasher(worker: Worker) -> None:
+    """End in one of many bad ways, after `ready` has been sent."""
+    worker.ready()
+    if worker.accepting.wait(worker.options.get("after", 0.1)):
+        return
+    match worker.options["how"]:
+        case "segfault":
+            _touch_nothing()
+        case "_exit":
+            os._exit(3)
+        case "exit":
+            sys.exit(3)
+        case "words":
+            sys.exit("no disk, no work")
+        case "raise":
+            _reach_for_the_moon()
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "not in time":
+            error = TimeoutError("the database did not answer")
+            error.add_note("it never does on Mondays")
+            raise error
+        case "not utf-8":
+            raise FileNotFoundError(os.fsdecode(b"caf\xe9.txt"))
+        case "endless words":
+            raise ValueError("insert into t values " + "(0), " * 1_000_000)
+        case other:
+            raise NotImplementedError(other)
+
+
+def _touch_nothing() -> None:
+    ctypes.string_at(0)
+
+
+def _reach_for_the_moon() -> NoReturn:
+    raise LookupError("no moon tonight")
+
+
+async def crasher_async(worker: Worker) -> None:
+    """Raise in asyncio."""
+    worker.ready()
+    await asyncio.sleep(0.1)
+    _reach_for_the_moon()
+
+
+def fails_in_a_thread(worker: Worker) -> None:
+    """Let a thread of its WaitGroup raise, after the cancel."""
+
+    def work() -> None:
+        worker.accepting.wait()
+        _reach_for_the_moon()
+
+    worker.wg.go(work)
+    worker.ready()
+    worker.accepting.wait()
+
+
+def fails_at_the_end(worker: Worker) -> None:
+    """Raise on its way out of a stop."""
+    worker.ready()
+    worker.accepting.wait()
+    _reach_for_the_moon()
+
+
+not_a_function = 42
+
+# --- those that are bad while they are imported --------------------------------------------------
+
+_RUN = """
+def run(worker):
+    worker.ready()
+    worker.accepting.wait()
+"""
+
+AT_IMPORT = {
+    "with_thread": "import threading\n"
+    'threading.Thread(target=threading.Event().wait, name="poller", daemon=True).start()\n' + _RUN,
+    "with_socket": "import socket\nserver = socket.create_server(('127.0.0.1', 0))\n" + _RUN,
+    "with_zmq": "import zmq\ncontext = zmq.Context()\nsocket = context.socket(zmq.PUB)\n" + _RUN,
+    "raises": "import os\n\ndef deep():\n    raise RuntimeError('no licence file')\n\ndeep()\n"
+    + _RUN,
+    "syntax": "def run(worker)\n    pass\n",
+    "exits": "import sys\nsys.exit(5)\n" + _RUN,
+    "dies": "import os\nos._exit(5)\n" + _RUN,
+    "slow": "import time\ntime.sleep(3600)\n" + _RUN,
+    "writes": "import os\nos.write(3, b'what is descriptor 3?')\n" + _RUN,
+    "good": _RUN,
+}

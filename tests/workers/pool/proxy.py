@@ -1,0 +1,111 @@
+"""A TCP proxy that can stop, start, and go deaf: keep every connection and pass nothing on."""
+
+from __future__ import annotations
+
+__all__ = ["Proxy"]
+
+import contextlib
+import selectors
+import socket
+import threading
+from typing import Self
+
+
+class Proxy:
+    """Forwards 127.0.0.1:port to another port, in a thread of its own, until it is closed."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._peers: dict[socket.socket, socket.socket] = {}
+        self._deaf = False
+        self._inbox: list[str] = []
+        self._bell, self._ear = socket.socketpair()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="proxy")
+        self._thread.start()
+
+    def deafen(self) -> None:
+        """Pass nothing on from now on, on old and new connections; none is closed."""
+        self._tell("deafen")
+
+    def cut(self) -> None:
+        """Hear again, and close every connection there is."""
+        self._tell("cut")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._tell("stop")
+        self._thread.join()
+        for sock in (*self._peers, self._listener, self._bell, self._ear):
+            sock.close()
+
+    def _tell(self, what: str) -> None:
+        self._done.clear()
+        self._inbox.append(what)
+        self._bell.send(b".")
+        assert self._done.wait(10)
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._ear, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    sock = key.fileobj
+                    assert isinstance(sock, socket.socket)
+                    if sock is self._ear:
+                        if self._obey(selector):
+                            return
+                    elif sock is self._listener:
+                        self._accept(selector)
+                    elif sock in self._peers:
+                        self._pump(selector, sock)
+
+    def _obey(self, selector: selectors.BaseSelector) -> bool:
+        self._ear.recv(1)
+        what = self._inbox.pop(0)
+        if what == "deafen":
+            self._deaf = True
+            for sock in self._peers:
+                with contextlib.suppress(KeyError):
+                    selector.unregister(sock)
+        elif what == "cut":
+            self._deaf = False
+            while self._peers:
+                self._drop(selector, next(iter(self._peers)))
+        self._done.set()
+        return what == "stop"
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        near, _ = self._listener.accept()
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            near.close()
+            return
+        self._peers[near], self._peers[far] = far, near
+        if not self._deaf:
+            selector.register(near, selectors.EVENT_READ)
+            selector.register(far, selectors.EVENT_READ)
+
+    def _pump(self, selector: selectors.BaseSelector, sock: socket.socket) -> None:
+        try:
+            piece = sock.recv(65536)
+            if piece:
+                self._peers[sock].sendall(piece)
+                return
+        except OSError:
+            pass
+        self._drop(selector, sock)
+
+    def _drop(self, selector: selectors.BaseSelector, sock: socket.socket) -> None:
+        for end in (sock, self._peers.pop(sock, None)):
+            if end is not None:
+                self._peers.pop(end, None)
+                with contextlib.suppress(KeyError):  # deaf: it is not registered
+                    selector.unregister(end)
+                end.close()
