@@ -53,7 +53,8 @@ class _Held:
     highest: int = 0  # need within the present window
     window_ends: float = 0.0
     pool: Pool | None = None  # by the main thread, under the lock
-    is_watched: bool = False  # by any thread; two at once make one look too many
+    # Held, by any thread and for any other, as long as a look is due.
+    watch: threading.Lock = field(default_factory=threading.Lock)
     # One thread at a time brings the pool to its allowance, whatever that is by then.
     lock: threading.Lock = field(default_factory=threading.Lock)
     may_open: threading.Event = field(default_factory=threading.Event)
@@ -105,10 +106,11 @@ class Leases:
                         held.pool.on_crowded = lambda: self._crowded(held)
                         return held.pool
                     held.may_open.clear()
-                if not held.allowance:  # it is set after the allowance
-                    held.may_open.wait()
+                # Both set it after they are what they are.
                 if ctx.err is not None:
                     raise ctx.err
+                if not held.allowance:
+                    held.may_open.wait()
         finally:
             stop()
 
@@ -116,12 +118,13 @@ class Leases:
 
     def _crowded(self, held: _Held) -> None:
         """Somebody has to wait for a connection because there are not more."""
-        if not held.is_watched and held.allowance < held.max_open:
+        if held.allowance < held.max_open:
             self._watch(held, time.monotonic())
 
     def _watch(self, held: _Held, when: float) -> None:
-        held.is_watched = True
-        self._call_at(when, lambda: self._look(held))
+        """Begin to look after a pool, unless that is under way."""
+        if held.watch.acquire(blocking=False):
+            self._call_at(when, lambda: self._look(held))
 
     # --- the link's thread ------------------------------------------------------------------------
 
@@ -140,9 +143,13 @@ class Leases:
         if not held.owes:
             held.done = held.serial
         held.may_open.set()
-        threading.Thread(
+        thread = threading.Thread(
             target=self._come_true, args=(held,), name="ackvisor-leases", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had: the link waits this once
+            self._come_true(held)
 
     def _come_true(self, held: _Held) -> None:
         """Bring the pool to its allowance: a thread of its own."""
@@ -172,13 +179,12 @@ class Leases:
             held.done = serial
             need = 0 if stats is None else min(stats.in_use + stats.waiting, held.max_open)
             self._say(held, need)
-            if not held.is_watched:
-                self._watch(held, now + PAUSE)
+            self._watch(held, now + PAUSE)
 
     def _look(self, held: _Held) -> None:
         """Say what is wanted, if that has changed much; look again as long as it matters."""
-        held.is_watched = False
         if held.pool is None:
+            held.watch.release()
             return
         now = time.monotonic()
         stats = held.pool.stats()
@@ -188,13 +194,15 @@ class Leases:
         if is_short and need > held.said:
             self._say(held, need)
         elif now >= held.window_ends:
-            if held.highest <= held.said * 3 // 4:
+            if held.said and held.highest <= held.said * 3 // 4:
                 self._say(held, held.highest)
             else:
                 self._begin_window(held)
         if is_short or held.said > 1:
-            self._watch(held, now + (PAUSE if is_short else LULL))
-        elif held.pool.stats().waiting:  # it has come to wait before `is_watched` was false
+            self._call_at(now + (PAUSE if is_short else LULL), lambda: self._look(held))
+            return
+        held.watch.release()
+        if held.pool.stats().waiting:  # perhaps since before the release, and nobody knows
             self._watch(held, now + PAUSE)
 
     def _say(self, held: _Held, wanted: int) -> None:
