@@ -52,8 +52,13 @@ _LEVELS = {
     "worker.failed": "error",
     "worker.hung": "error",
     "group.failed": "error",
+    "worker.not_spawned": "warning",
     "pool.leak": "warning",
     "reload.rejected": "error",
+    "reload.rolled_back": "error",
+    "restart.failed": "error",
+    "scale.failed": "error",
+    "recycle.failed": "error",
 }
 
 
@@ -199,6 +204,8 @@ class Supervisor:
         if isinstance(event, ev.WorkerExited | ev.WorkerNotBorn):
             self._take_leases_back(event)  # before its successor asks for some
         self._carry_out(self._fleet.handle(event, time.monotonic()))
+        if isinstance(event, ev.WorkerNotBorn):
+            self._forget(event.worker)
 
     # --- what has happened ---------------------------------------------------------------------
 
@@ -330,6 +337,9 @@ class Supervisor:
                 else:
                     batch = self._journal.after(request.after, min(request.limit, CAPACITY))
                     self._control.to_client(client, batch)
+            case protocol.Stop() if not _is_grace(request.grace):
+                error = f"a grace of {request.grace} s cannot be meant"
+                self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
             case protocol.Stop():
                 if request.now:
                     self._handle(ev.StopNowRequested("supervisor stop --now"))
@@ -690,6 +700,10 @@ class Supervisor:
         self._processes.close()
         self._control.close()
         self._runtime_dir.release()
+
+
+def _is_grace(grace: float | None) -> bool:
+    return grace is None or 0.0 <= grace < float("inf")
 
 
 def _is_told(action: ac.Action) -> bool:

@@ -220,9 +220,8 @@ def daemonizer(worker: Worker) -> None:
     """Leave orphans behind, as a daemon that starts does; they end at once."""
     for _ in range(10):
         if os.fork() == 0:
-            if os.fork() != 0:
-                os._exit(0)
-            os._exit(0)
+            os.fork()
+            os._exit(0)  # the child at once, its own child soon: it may be an orphan by then
         os.wait()
     worker.ready()
     worker.accepting.wait()
@@ -315,7 +314,7 @@ AT_IMPORT = {
     "syntax": "def run(worker)\n    pass\n",
     "exits": "import sys\nsys.exit(5)\n" + _RUN,
     "dies": "import os\nos._exit(5)\n" + _RUN,
-    "slow": "import time\ntime.sleep(3600)\n" + _RUN,
+    "slow": "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n" + _RUN,
     "writes": "import os\nos.write(3, b'what is descriptor 3?')\n" + _RUN,
     "good": _RUN,
 }

@@ -56,6 +56,7 @@ from workers.worker import Worker
 MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
 LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
+MAX_LEAKS = 50  # of a pool, with their stacks, in one message
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
@@ -375,6 +376,6 @@ def _report(report: Any) -> CloseReport:
         waited=report.waited,
         leaked=tuple(
             Leak(held_seconds=leak.held_seconds, thread=leak.thread, stack=leak.stack)
-            for leak in report.leaked
+            for leak in report.leaked[:MAX_LEAKS]
         ),
     )

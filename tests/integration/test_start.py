@@ -22,6 +22,7 @@ from tests.supervised import (
     is_alive,
     wait_until,
 )
+from tests.victims import AT_IMPORT
 
 
 def through(script: str) -> list[str]:
@@ -322,7 +323,7 @@ def test_a_stop_while_the_application_is_imported_does_not_wait_for_that(tmp_pat
     with Supervised(
         tmp_path,
         group("slow", "slow:run"),
-        modules={"slow": "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n"},
+        modules=AT_IMPORT,
         supervisor='grace = "60s"',
     ) as supervised:
         wait_until(lambda: "importing" in supervised.text(), "it imports")

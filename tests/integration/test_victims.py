@@ -114,7 +114,7 @@ def test_what_a_worker_raises_reaches_the_parent(tmp_path):
         assert place in supervised.events("worker.failed", group=name)[0]["traceback"]
 
 
-ENDING = {
+ENDING: dict[str, tuple[str, dict[str, int]]] = {
     "segfault": ("crasher", {"signal": signal.SIGSEGV}),
     "killed": ("crasher", {"signal": signal.SIGKILL}),
     "exit": ("crasher", {"code": 3}),
