@@ -12,8 +12,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -24,6 +24,8 @@ from supervisor.config import GroupSettings, Settings, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
+from supervisor.core.budget import Tell
+from supervisor.core.budgets import LET_GO, SETTLE, Budgets, Telling
 from supervisor.core.fleet import Fleet, GroupSpec, Phase, WorkerSnapshot
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.journal import CAPACITY, Journal
@@ -75,6 +77,8 @@ class _Known:
 
     report: protocol.Report | None = None
     dump_wanted: bool = False
+    has_closed: bool = False  # it says that all of its connections are closed
+    untold: list[Telling] | None = field(default_factory=list)  # None: it is there to be told
 
 
 class Supervisor:
@@ -120,6 +124,9 @@ class Supervisor:
             abort_margin=settings.supervisor.abort_margin,
             draw=random.random,
         )
+        self._counts: dict[str, int] = {}  # of groups that were scaled
+        self._budgets = Budgets()
+        self._budgets.change(settings.budget_terms())
         self._started = log.timestamp()
         self._known: dict[str, _Known] = {}
         self._inquiries: dict[int, _Inquiry] = {}
@@ -155,7 +162,11 @@ class Supervisor:
         dues = [due.due for due in self._inquiries.values()]
         dues += [
             due
-            for due in (self._fleet.next_deadline(), self._processes.next_deadline())
+            for due in (
+                self._fleet.next_deadline(),
+                self._processes.next_deadline(),
+                self._budgets.next_deadline(),
+            )
             if due is not None
         ]
         if not dues:
@@ -177,6 +188,7 @@ class Supervisor:
             for client, request in self._control.from_clients():
                 self._client_request(client, request)
         self._handle(ev.TimePassed())
+        self._tell(self._budgets.time_passed(time.monotonic()))
         self._answer_inquiries(time.monotonic())
         self._feed_followers()
 
@@ -189,6 +201,8 @@ class Supervisor:
                 self._process_report(report)
 
     def _handle(self, event: ev.Event) -> None:
+        if isinstance(event, ev.WorkerExited | ev.WorkerNotBorn):
+            self._take_leases_back(event)  # before its successor asks for some
         self._carry_out(self._fleet.handle(event, time.monotonic()))
         if isinstance(event, ev.WorkerNotBorn):
             self._forget(event.worker)
@@ -235,6 +249,7 @@ class Supervisor:
                     self._dropped("liar", f"{worker} says that its pid is {message.pid}", 1)
                 else:
                     self._handle(ev.WorkerRegistered(worker))
+                    self._tell_belatedly(worker)
             case protocol.Ready():
                 self._handle(ev.WorkerReady(worker))
             case protocol.Acknowledged():
@@ -245,12 +260,21 @@ class Supervisor:
                 reports = {
                     name: protocol.to_builtins(report) for name, report in message.reports.items()
                 }
+                known = self._known.get(worker)
+                if known is not None:
+                    known.has_closed = not any(r.leaked for r in message.reports.values())
                 self._handle(ev.WorkerDrained(worker, reports))
                 self._control.to_worker(worker, protocol.Farewell())
             case protocol.Report():
                 self._reported(worker, message)
             case protocol.LeakFound():
                 self._leak_found(worker, message)
+            case protocol.Usage():
+                self._tell(
+                    self._budgets.heard(
+                        worker, message.pool, message.serial, message.accepted, message.wanted
+                    )
+                )
             case _:
                 assert_never(message)
 
@@ -352,6 +376,12 @@ class Supervisor:
             error = f"there is no group named {request.group!r}"
             self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
             return
+        counts = {**self._counts, request.group: request.count}
+        for pool, terms in self._settings.budget_terms(counts).items():
+            if terms.misfit:
+                error = f"pools.{pool}.budget: {terms.misfit}"
+                self._control.to_client(client, protocol.Refused(error))
+                return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.ScaleRequested(request.group, request.count))
 
@@ -366,6 +396,7 @@ class Supervisor:
             return str(exc)
         self._last_generation += 1
         self._generations[self._last_generation] = settings
+        self._rebudget()
         self._handle(
             ev.ReloadRequested(
                 self._last_generation,
@@ -400,10 +431,73 @@ class Supervisor:
             raise ConfigError(self._source, problems)
         return settings
 
+    def _take_force(self) -> None:
+        """Let the configuration of the fleet's generation be in force."""
+        before = self._settings
+        self._in_force = self._fleet.snapshot().generation
+        if self._settings is before:
+            return
+        self._counts.clear()  # the file says otherwise
+        for name in before.pools.keys() | self._settings.pools.keys():
+            old, new = (
+                settings.pools[name].budget if name in settings.pools else None
+                for settings in (before, self._settings)
+            )
+            if old != new:
+                fields = {"pool": name, "budget": new, "before": old}
+                self._announce(ac.Announce("budget.changed", fields))
+
     def _retire(self, generation: int) -> None:
         """Let go of a generation that no worker will be spawned from any more."""
         self._processes.retire(generation)
         del self._generations[generation]
+        self._rebudget()
+
+    # --- budgets ---------------------------------------------------------------------------------
+
+    def _rebudget(self) -> None:
+        """Have each budget do for all generations that there are."""
+        terms = self._settings.budget_terms(self._counts)
+        for settings in self._generations.values():
+            for pool, others in settings.budget_terms().items():
+                if settings is not self._settings:
+                    terms[pool] = terms[pool].joined(others) if pool in terms else others
+        self._tell(self._budgets.change(terms))
+
+    def _tell(self, tellings: Iterable[Telling]) -> None:
+        for pool, tell in tellings:
+            known = self._known[tell.worker]
+            if known.untold is None:
+                self._control.to_worker(tell.worker, _allowance(pool, tell))
+            else:
+                known.untold.append((pool, tell))
+
+    def _tell_belatedly(self, worker: str) -> None:
+        """Tell a worker what it could not be told before its hello."""
+        known = self._known.get(worker)
+        if known is not None and known.untold is not None:
+            untold, known.untold = known.untold, None
+            self._tell(untold)
+
+    def _take_leases_back(self, event: ev.WorkerExited | ev.WorkerNotBorn) -> None:
+        settled_at = None
+        if isinstance(event, ev.WorkerExited):
+            known = self._known.get(event.worker)
+            has_closed = known is not None and known.has_closed
+            settled_at = time.monotonic() + (LET_GO if has_closed else SETTLE)
+        self._tell(self._budgets.leave(event.worker, settled_at))
+
+    def _budget_status(self) -> dict[str, dict[str, int]]:
+        opened = dict.fromkeys(self._budgets.terms(), 0)
+        for known in self._known.values():
+            for pool, stats in known.report.pools.items() if known.report else ():
+                if pool in opened:
+                    opened[pool] += stats.open
+        granted = self._budgets.granted()
+        return {
+            pool: {"budget": terms.budget, "granted": granted[pool], "open": opened[pool]}
+            for pool, terms in self._budgets.terms().items()
+        }
 
     def _feed_followers(self) -> None:
         for client, after in list(self._followers.items()):
@@ -475,7 +569,7 @@ class Supervisor:
             },
             "workers": [self._worker_status(worker, now) for worker in fleet.workers],
             "roll": None if fleet.roll is None else asdict(fleet.roll),
-            "budgets": {},
+            "budgets": self._budget_status(),
         }
 
     def _worker_status(self, worker: WorkerSnapshot, now: float) -> dict[str, Any]:
@@ -519,7 +613,7 @@ class Supervisor:
                 case ac.Kill():
                     self._processes.kill(action.worker)
                 case ac.Retire():
-                    self._in_force = self._fleet.snapshot().generation
+                    self._take_force()
                     self._retire(action.generation)
                 case ac.Announce():
                     self._announce(action)
@@ -533,6 +627,16 @@ class Supervisor:
         group = settings.groups[action.group]
         recipe = _recipe(settings, group, action.generation)
         token = os.urandom(16).hex()
+        self._known[action.worker] = _Known()
+        first, others = self._budgets.join(
+            action.worker,
+            {
+                name: pool.max_open
+                for name, pool in settings.pools_of(action.group).items()
+                if pool.budget is not None
+            },
+        )
+        self._tell(others)
         assignment = protocol.Assignment(
             worker=action.worker,
             group=action.group,
@@ -545,9 +649,8 @@ class Supervisor:
             grace=settings.supervisor.grace,
             abort_margin=settings.supervisor.abort_margin,
             options=dict(group.options),
-            pools={name: _pool(settings, name) for name in group.pools},
+            pools={name: _pool(settings, name, first.get(name)) for name in group.pools},
         )
-        self._known[action.worker] = _Known()
         self._control.expect(action.worker, token)
         try:
             self._processes.spawn(action.worker, recipe, protocol.Fork(assignment))
@@ -563,6 +666,9 @@ class Supervisor:
         match announce.event:
             case "worker.exited":
                 self._forget(announce.fields["worker"])
+            case "group.scaled":
+                self._counts[announce.fields["group"]] = announce.fields["count"]
+                self._rebudget()
             case "supervisor.ready":
                 self._on_ready()
             case _:
@@ -642,7 +748,11 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
     )
 
 
-def _pool(settings: Settings, name: str) -> protocol.PoolSettings:
+def _allowance(pool: str, tell: Tell) -> protocol.Allowance:
+    return protocol.Allowance(pool, tell.allowance, tell.serial, tell.unused_only)
+
+
+def _pool(settings: Settings, name: str, first: Tell | None) -> protocol.PoolSettings:
     pool = settings.pools[name]
     return protocol.PoolSettings(
         url=pool.url,
@@ -652,6 +762,8 @@ def _pool(settings: Settings, name: str) -> protocol.PoolSettings:
         max_idle_time=pool.max_idle_time,
         acquire_timeout=pool.acquire_timeout,
         leak_threshold=pool.leak_threshold,
+        allowance=None if first is None else first.allowance,
+        serial=0 if first is None else first.serial,
     )
 
 

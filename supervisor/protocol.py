@@ -14,6 +14,7 @@ __all__ = [
     "VERSION",
     "Accepted",
     "Acknowledged",
+    "Allowance",
     "Answer",
     "Assignment",
     "Cancel",
@@ -48,6 +49,7 @@ __all__ = [
     "ToTemplate",
     "ToWorker",
     "Unloadable",
+    "Usage",
     "decode",
     "encode",
     "to_builtins",
@@ -75,7 +77,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one pool as configured; durations in seconds, 0 meaning off."""
+    """The settings of one pool as configured; durations in seconds, 0 meaning off.
+
+    `allowance` is the first one, told with `serial`; None: the pool has no budget.
+    """
 
     url: str
     max_open: int = 10
@@ -84,6 +89,8 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_idle_time: float = 600.0
     acquire_timeout: float = 3.0
     leak_threshold: float = 5.0
+    allowance: int | None = None
+    serial: int = 0
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,7 +249,20 @@ class Drained(Message, frozen=True):
     jobs_done: int = 0
 
 
-FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Failed | Drained
+class Usage(Message, frozen=True):
+    """What became of an allowance, or that it is not enough.
+
+    The tell of this `serial` has been carried out: the pool has no more connections than
+    `accepted`, and will not. `wanted` are those in use and those that are waited for.
+    """
+
+    pool: str
+    serial: int
+    accepted: int
+    wanted: int
+
+
+FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Failed | Drained
 
 # --- supervisor to worker ----------------------------------------------------------------------
 
@@ -265,7 +285,20 @@ class Farewell(Message, frozen=True):
     """Receipt of `Drained`: the worker may exit. So its last words never come after its end."""
 
 
-ToWorker = Cancel | Inquire | Farewell
+class Allowance(Message, frozen=True):
+    """Have at most so many connections in this pool from now on.
+
+    One that takes away is answered by a `Usage` with its serial, once it has come true. With
+    `unused_only` the worker keeps what is in use at this moment, and says how many those are.
+    """
+
+    pool: str
+    allowance: int
+    serial: int
+    unused_only: bool = False
+
+
+ToWorker = Cancel | Inquire | Allowance | Farewell
 
 # --- command line to supervisor ----------------------------------------------------------------
 

@@ -24,6 +24,11 @@ def status_table(status: Mapping[str, Any]) -> str:
     if status["outstanding"]:
         left = max(0.0, status["deadline_in_seconds"])
         head += f"\n{len(status['outstanding'])} outstanding, {left:.1f} s left"
+    for name, budget in status["budgets"].items():
+        head += (
+            f"\nbudget {name}: {budget['open']} open, {budget['granted']} granted "
+            f"of {budget['budget']}"
+        )
     workers = _table(
         ["worker", "state", "pid", "gen", "in flight", "done", "restarts", "up", "memory"],
         [_worker_row(worker, status["workers"]) for worker in status["workers"]],

@@ -21,6 +21,7 @@ from supervisor import log
 from supervisor.errors import WireError
 from supervisor.protocol import (
     Acknowledged,
+    Allowance,
     Cancel,
     Drained,
     Farewell,
@@ -42,6 +43,9 @@ class Handler(Protocol):
 
     def inquired(self, number: int) -> None:
         """The supervisor asks for a report with this number."""
+
+    def allowed(self, message: Allowance) -> None:
+        """A pool's part in a budget has changed."""
 
     def orphaned(self) -> None:
         """The supervisor has died."""
@@ -149,6 +153,8 @@ class Link:
             self._handler.cancelled(message)
         elif isinstance(message, Inquire):
             self._handler.inquired(message.number)
+        elif isinstance(message, Allowance):
+            self._handler.allowed(message)
         elif isinstance(message, Farewell):
             self._end()
 

@@ -33,6 +33,7 @@ from setproctitle import setproctitle
 
 from supervisor import log
 from supervisor.protocol import (
+    Allowance,
     Assignment,
     Cancel,
     CloseReport,
@@ -47,6 +48,7 @@ from supervisor.protocol import (
     Report,
 )
 from workers.context import Cancelled, Context, DeadlineExceeded
+from workers.leases import Leases
 from workers.link import Link
 from workers.pool import Pool, drivers
 from workers.worker import Worker
@@ -121,6 +123,7 @@ class _Runtime:
             lifeline,
             self,
         )
+        self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
         self._reset_signals()
         self._worker = Worker(
             id=assignment.worker,
@@ -188,6 +191,10 @@ class _Runtime:
                 pools={name: _stats(pool.stats()) for name, pool in list(self._pools.items())},
             )
         )
+
+    def allowed(self, message: Allowance) -> None:
+        """Have another number of connections."""
+        self._leases.told(message)
 
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
@@ -317,17 +324,24 @@ class _Runtime:
 
     def _open_pool(self, name: str, settings: PoolSettings) -> Pool:
         who = self._assignment
-        pool = Pool.from_url(
-            settings.url,
-            name=name,
-            application_name=f"{who.supervisor}/{who.worker}",
-            max_open=settings.max_open,
-            max_idle=settings.max_idle,
-            max_lifetime=settings.max_lifetime,
-            max_idle_time=settings.max_idle_time,
-            acquire_timeout=settings.acquire_timeout,
-            leak_threshold=settings.leak_threshold,
-        )
+
+        def make(max_open: int, max_idle: int) -> Pool:
+            return Pool.from_url(
+                settings.url,
+                name=name,
+                application_name=f"{who.supervisor}/{who.worker}",
+                max_open=max_open,
+                max_idle=max_idle,
+                max_lifetime=settings.max_lifetime,
+                max_idle_time=settings.max_idle_time,
+                acquire_timeout=settings.acquire_timeout,
+                leak_threshold=settings.leak_threshold,
+            )
+
+        if settings.allowance is None:
+            pool = make(settings.max_open, settings.max_idle)
+        else:
+            pool = self._leases.open(name, make, self._worker.accepting)
         pool.on_leak = lambda leak: self._link.send(
             LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
         )

@@ -245,7 +245,7 @@ class _Reading:
         self.check_group_names(groups)
         if self.problems:
             return None
-        return Settings(
+        settings = Settings(
             source=self.source,
             supervisor=SupervisorSettings(**supervisor.values),
             log=LogSettings(**log.values),
@@ -256,6 +256,10 @@ class _Reading:
             warnings=tuple(self.warnings),
             lines=self.lines,
         )
+        for name, terms in settings.budget_terms().items():
+            if terms.misfit:
+                self.problem(("pools", name, "budget"), terms.misfit)
+        return None if self.problems else settings
 
     def supervisor(self, path: KeyPath, raw: dict[str, Any]) -> _Table:
         table = self.table(SupervisorSettings, path, raw)
@@ -307,6 +311,14 @@ class _Reading:
                     table.at("max_idle"),
                     f"{values['max_idle']} is above max_open ({values['max_open']})",
                 )
+            if "min" in given and values.get("min", 0) > values["max_open"]:
+                self.problem(
+                    table.at("min"), f"{values['min']} is above max_open ({values['max_open']})"
+                )
+        if "min" in given and "budget" not in given:
+            self.problem(
+                table.at("min"), "is what a budget guarantees each worker, and there is no budget"
+            )
         return table
 
     def secret(self, table: _Table) -> None:

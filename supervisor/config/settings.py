@@ -21,11 +21,13 @@ __all__ = [
 ]
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from supervisor.config import values as read
 from supervisor.config.lines import KeyPath, Lines
+from supervisor.core.budget import Terms
 from supervisor.core.policy import Restart, RestartPolicy
 from supervisor.errors import Problem
 
@@ -63,7 +65,8 @@ class PoolSettings:
     """[pools.NAME], for each worker. Durations in seconds, 0 meaning off.
 
     `url` is complete, also where it came from `url_file`: the path of a SQLite file is absolute.
-    It may hold a password, so it is in no repr; show `redacted(url)`.
+    It may hold a password, so it is in no repr; show `redacted(url)`. `budget` is for all workers
+    together, None being no limit; it guarantees each of them `min` connections.
     """
 
     url: str = field(repr=False, metadata=_by(read.text))
@@ -74,6 +77,8 @@ class PoolSettings:
     max_idle_time: float = field(default=600.0, metadata=_by(read.duration(off=True)))
     acquire_timeout: float = field(default=3.0, metadata=_by(read.duration()))
     leak_threshold: float = field(default=5.0, metadata=_by(read.duration(off=True)))
+    budget: int | None = field(default=None, metadata=_by(read.whole(1, 1_000_000)))
+    min: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,25 @@ class Settings:
         """Return the pools of a group's workers, its first pool first."""
         return {name: self.pools[name] for name in self.groups[group].pools}
 
+    def budget_terms(self, counts: Mapping[str, int] | None = None) -> dict[str, Terms]:
+        """Return what each budget has to do for, by pool.
+
+        Args:
+            counts: how many workers a group has, where that is not what the file says.
+        """
+        counts = counts or {}
+        terms = {}
+        for name, pool in self.pools.items():
+            using = [group for group in self.groups.values() if name in group.pools]
+            if pool.budget is not None:
+                terms[name] = Terms(
+                    budget=pool.budget,
+                    expected=sum(counts.get(group.name, group.count) for group in using),
+                    surge=sum(group.surge for group in using),
+                    minimum=pool.min,
+                )
+        return terms
+
     def problem(self, path: KeyPath, message: str) -> Problem:
         """Return what is wrong with a key of this file, found by whoever used its value."""
         return Problem(dotted(path), message, self.lines.of(path))
@@ -145,7 +169,6 @@ class Later(NamedTuple):
     lacks: str
 
 
-_BUDGET = "there is no budget over all workers yet"
 _RECYCLING = "workers are not replaced for their age or size yet"
 _COMMAND = "there are no commands as workers yet"
 
@@ -158,10 +181,7 @@ LATER: dict[type, dict[str, Later]] = {
         "region": Later(read.blank_or(read.name), "", "servers are not chosen by region yet"),
     },
     LogSettings: {},
-    PoolSettings: {
-        "budget": Later(read.whole(1, 1_000_000), None, _BUDGET),
-        "min": Later(read.whole(0, 10_000), None, _BUDGET),
-    },
+    PoolSettings: {},
     GroupSettings: {
         "app": Later(read.entry_point, None, "there are no ASGI or WSGI workers yet"),
         "command": Later(read.array(read.text, least=1), None, _COMMAND),

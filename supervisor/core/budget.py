@@ -19,11 +19,45 @@ Pure, like all of the core.
 
 from __future__ import annotations
 
-__all__ = ["Ledger", "Tell"]
+__all__ = ["Ledger", "Tell", "Terms"]
 
 from dataclasses import dataclass
 
 from supervisor.errors import InvariantError
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a budget is and has to do for.
+
+    `expected` workers, a roll's extra ones (`surge`) not counted, each with at least `minimum`.
+    """
+
+    budget: int
+    expected: int
+    surge: int
+    minimum: int
+
+    @property
+    def misfit(self) -> str:
+        """Why it cannot do, with the arithmetic; empty where it can."""
+        needed = (self.expected + self.surge) * self.minimum
+        if needed <= self.budget:
+            return ""
+        return (
+            f"{self.expected} workers and {self.surge} more in a rolling restart need at least "
+            f"({self.expected} + {self.surge}) x {self.minimum} = {needed} connections, "
+            f"and the budget is {self.budget}"
+        )
+
+    def joined(self, other: Terms) -> Terms:
+        """Return what does for both, as long as a roll leads from one to the other."""
+        return Terms(
+            max(self.budget, other.budget),
+            max(self.expected, other.expected),
+            max(self.surge, other.surge),
+            min(self.minimum, other.minimum),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +83,6 @@ class _Share:
     ceiling: int = 0  # what it may still have open
     wanted: int = 0  # in use and waiting, as heard last
     serial: int = 0  # of the last tell; answers to older ones are stale
-    is_asked: bool = False  # a tell that takes away is not answered yet
 
     @property
     def claim(self) -> int:
@@ -60,22 +93,17 @@ class _Share:
     def is_starving(self) -> bool:
         return self.claim > self.allowance
 
+    @property
+    def is_coming_down(self) -> bool:
+        """Whether it has been told to give back, and has not answered."""
+        return self.ceiling > self.allowance
+
 
 class Ledger:
-    """The leases of one pool. Owned by the fleet's loop.
+    """The leases of one pool. Owned by the loop."""
 
-    Args:
-        budget: how many connections all workers together may have.
-        expected: how many workers there will be, a roll's extra ones not counted.
-        surge: how many extra ones a roll may have.
-        minimum: what each worker is guaranteed.
-    """
-
-    def __init__(self, budget: int, *, expected: int, surge: int, minimum: int) -> None:
-        self.budget = budget
-        self._expected = expected
-        self._surge = surge
-        self._minimum = minimum
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
         self._shares: dict[str, _Share] = {}
         self._left: dict[str, tuple[int, float]] = {}  # who has died: leases, and until when
 
@@ -90,12 +118,13 @@ class Ledger:
     @property
     def free(self) -> int:
         """How many leases nobody has."""
-        return self.budget - self.granted
+        return self.terms.budget - self.granted
 
     @property
     def _kept(self) -> int:
-        missing = max(0, self._expected + self._surge - len(self._shares))
-        return missing * self._minimum
+        terms = self.terms
+        missing = max(0, terms.expected + terms.surge - len(self._shares))
+        return missing * terms.minimum
 
     def allowance_of(self, worker: str) -> int:
         """Return what a worker was told last, 0 for one that is not here."""
@@ -104,16 +133,23 @@ class Ledger:
 
     # --- what happens ------------------------------------------------------------------------------
 
-    def join(self, worker: str, maximum: int) -> Tell:
-        """Give a new worker its first allowance: its even part, its minimum when all is out."""
+    def join(self, worker: str, maximum: int) -> list[Tell]:
+        """Give a new worker its first allowance: its even part, its minimum when all is out.
+
+        It may be 0, where even the minimum has yet to come from others or from the dead.
+
+        Returns:
+            Its own tell, and then those of others who have to make room.
+        """
         if worker in self._shares:
             raise InvariantError(f"BUG: {worker} joins a budget twice")
-        share = _Share(minimum=min(self._minimum, maximum), maximum=maximum)
+        terms = self.terms
+        share = _Share(minimum=min(terms.minimum, maximum), maximum=maximum)
         self._shares[worker] = share
-        even = (self.budget - self._surge * self._minimum) // max(1, self._expected)
+        even = (terms.budget - terms.surge * terms.minimum) // max(1, terms.expected)
         beyond_kept = max(0, self.free - self._kept)
         first = min(max(share.minimum, min(even, beyond_kept)), maximum, max(0, self.free))
-        return self._tell(worker, share, first)
+        return [self._tell(worker, share, first), *self._balance()]
 
     def heard(self, worker: str, serial: int, accepted: int, wanted: int) -> list[Tell]:
         """Take a worker's answer or request.
@@ -131,7 +167,6 @@ class Ledger:
         if serial == share.serial:
             # Never above what it could have had already: a liar gets nothing by this.
             share.allowance = share.ceiling = min(max(accepted, share.allowance), share.ceiling)
-            share.is_asked = False
         return self._balance()
 
     def leave(self, worker: str, *, settled_at: float | None) -> list[Tell]:
@@ -148,10 +183,6 @@ class Ledger:
             self._left[worker] = (share.ceiling, settled_at)
         return self._balance()
 
-    def settle(self, worker: str) -> list[Tell]:
-        """Take note that the server has let go of a dead worker's connections, before its time."""
-        return self._balance() if self._left.pop(worker, None) else []
-
     def time_passed(self, now: float) -> list[Tell]:
         """Take back what the dead had, where its time has come."""
         settled = [worker for worker, (_, at) in self._left.items() if at <= now]
@@ -163,19 +194,18 @@ class Ledger:
         """Return when `time_passed` is wanted, or None."""
         return min((at for _, at in self._left.values()), default=None)
 
-    def change(self, *, budget: int, expected: int, surge: int, minimum: int) -> list[Tell]:
+    def change(self, terms: Terms) -> list[Tell]:
         """Take new numbers. A lower budget holds once the workers have given back the rest."""
-        self.budget = budget
-        self._expected, self._surge, self._minimum = expected, surge, minimum
+        self.terms = terms
         for share in self._shares.values():
-            share.minimum = min(minimum, share.maximum)
+            share.minimum = min(terms.minimum, share.maximum)
         return self._balance()
 
     # --- the balance -------------------------------------------------------------------------------
 
     def _balance(self) -> list[Tell]:
         """Move leases to where they are wanted; nothing to do is the common case."""
-        over = max(0, self.granted + self._kept - self.budget)
+        over = max(0, self.granted + self._kept - self.terms.budget)
         if not over and not any(share.is_starving for share in self._shares.values()):
             return []
         targets = self._fair_targets()
@@ -183,18 +213,16 @@ class Ledger:
 
     def _fair_targets(self) -> dict[str, int]:
         """Divide what is there by max-min fairness among what each one claims."""
-        left = self.budget - self._kept - sum(leases for leases, _ in self._left.values())
+        left = self.terms.budget - self._kept - sum(leases for leases, _ in self._left.values())
         targets: dict[str, int] = {}
-        open_claims = sorted(self._shares.items(), key=lambda item: item[1].claim)
+        # Of equal claims the last one gets what the division leaves over: who has more already.
+        open_claims = sorted(
+            self._shares.items(), key=lambda item: (item[1].claim, item[1].allowance)
+        )
         for position, (worker, share) in enumerate(open_claims):
             even = max(0, left) // (len(open_claims) - position)
             targets[worker] = min(share.claim, max(even, share.minimum))
             left -= targets[worker]
-        # What the division leaves over goes to those who want more, the poorest first.
-        for worker, share in sorted(self._shares.items(), key=lambda item: targets[item[0]]):
-            if left > 0 and targets[worker] < share.claim:
-                targets[worker] += 1
-                left -= 1
         return targets
 
     def _take_back(self, targets: dict[str, int], over: int) -> list[Tell]:
@@ -212,7 +240,7 @@ class Ledger:
             surplus = share.allowance - targets[worker]
             if missing <= 0 or surplus <= 0:
                 break
-            if share.is_asked:
+            if share.is_coming_down:
                 continue
             taken = min(surplus, missing)
             missing -= taken
@@ -223,20 +251,21 @@ class Ledger:
 
     def _hand_out(self, targets: dict[str, int]) -> list[Tell]:
         """Give what is free to those who want it, the poorest first."""
-        left = max(0, self.free - self._kept)
+        free, kept = self.free, self._kept
         raised: dict[str, int] = {}
-        while left > 0:
-            wanting = [
-                (raised.get(worker, share.allowance), worker)
-                for worker, share in self._shares.items()
-                if not share.is_asked
-                and raised.get(worker, share.allowance) < max(targets[worker], share.minimum)
-            ]
+        while free > 0:
+            wanting = []
+            for worker, share in self._shares.items():
+                allowance = raised.get(worker, share.allowance)
+                # What is kept for those to come is for those who are here and have not so much.
+                ceiling = max(targets[worker], share.minimum) if free > kept else share.minimum
+                if allowance < ceiling and not share.is_coming_down:
+                    wanting.append((allowance, worker))
             if not wanting:
                 break
             allowance, worker = min(wanting)
             raised[worker] = allowance + 1
-            left -= 1
+            free -= 1
         return [
             self._tell(worker, self._shares[worker], allowance)
             for worker, allowance in raised.items()
@@ -245,10 +274,10 @@ class Ledger:
     def _tell(
         self, worker: str, share: _Share, allowance: int, *, unused_only: bool = False
     ) -> Tell:
+        takes_away = allowance < share.allowance
         share.serial += 1
-        share.is_asked = allowance < share.allowance
         share.allowance = allowance
         share.ceiling = max(share.ceiling, allowance)
-        if self.granted > self.budget and allowance > 0 and not share.is_asked:
+        if self.granted > self.terms.budget and allowance > 0 and not takes_away:
             raise InvariantError(f"BUG: {worker} is told {allowance} leases that are not there")
         return Tell(worker, allowance, share.serial, unused_only)

@@ -89,6 +89,8 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "pools.main.max_idle_time": [('"10m"', 600.0), ("0.0", 0.0)],
     "pools.main.acquire_timeout": [('"3s"', 3.0), ('"1ms"', 0.001)],
     "pools.main.leak_threshold": [('"5s"', 5.0), ('"0s"', 0.0)],
+    "pools.main.budget": [("80", 80), ("2", 2)],
+    "pools.main.min": [("1", 1), ("10", 10)],
     "workers.jobs.run": [('"a.b:c.d"', "a.b:c.d"), ('"über:läufer"', "über:läufer")],
     "workers.jobs.count": [("0", 0), ("4", 4), ("10_000", 10_000), ("0x10", 16)],
     "workers.jobs.pools": [('["main"]', ("main",)), ("[]", ())],
@@ -152,6 +154,8 @@ BAD: dict[str, list[str]] = {
     "pools.main.max_idle_time": NO_DURATION,
     "pools.main.acquire_timeout": NO_WAIT,
     "pools.main.leak_threshold": NO_DURATION,
+    "pools.main.budget": [*NO_COUNT, "0", "1"],
+    "pools.main.min": [*NO_COUNT, "0", "11"],
     "workers.jobs.run": NO_ENTRY,
     "workers.jobs.count": [*NO_COUNT, "10_001"],
     "workers.jobs.pools": ['"main"', "[1]", '["mian"]', '["main", "main"]'],
@@ -174,8 +178,6 @@ NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     # key: (a good value, bad values, values that mean off)
     "supervisor.listen": ('"127.0.0.1:9464"', ['"9464"', '"::1:80"', '"a:70000"', "9464"], ['""']),
     "supervisor.region": ('"eu-west"', ["3", '"eu west"'], ['""']),
-    "pools.main.budget": ("80", [*NO_COUNT, "0"], []),
-    "pools.main.min": ("1", NO_COUNT, []),
     "workers.jobs.notify": ("true", ['"yes"', "1"], ["false"]),
     "workers.jobs.hang_timeout": ('"60s"', NO_DURATION, ['"0"', "0"]),
     "workers.jobs.max_rss": ('"1GiB"', ['"1GB"', "-1", "true", '"2000TiB"'], ['"0"', "0"]),
@@ -195,6 +197,8 @@ def document(key: str, value: str) -> str:
     head = tables.pop(table, f"[{table}]\n")
     if name in {"url", "run", "app", "command"}:
         head = f"[{table}]\n"
+    elif key == "pools.main.min":
+        head += "budget = 80\n"
     return "".join(tables.values()) + f"{head}{name} = {value}"
 
 
@@ -322,6 +326,30 @@ def test_defaults(read: Read, tmp_path: Path) -> None:
         options={},
     )
     assert settings.warnings == ()
+
+
+def test_a_budget_that_cannot_fit_is_refused_with_the_arithmetic(
+    read: Read, refused: Refused
+) -> None:
+    """Every worker and every extra one of a roll has its minimum within the budget, or no start."""
+    group = 'run = "a:b"\ncount = 4\nsurge = 2\n'
+    text = f"{POOL}min = 3\nbudget = %d\n[workers.a]\n{group}[workers.b]\n{group}pools = []\n"
+
+    assert read(text % 18).pools["main"].budget == 18
+    (problem,) = refused(text % 17)
+    assert problem.key == "pools.main.budget"
+    assert problem.message == (
+        "4 workers and 2 more in a rolling restart need at least (4 + 2) x 3 = 18 connections, "
+        "and the budget is 17"
+    )
+
+
+def test_a_minimum_without_a_budget_is_refused(refused: Refused) -> None:
+    """Nobody would guarantee it."""
+    (problem,) = refused(f"{POOL}min = 3\n{GROUP}")
+
+    assert problem.key == "pools.main.min"
+    assert "there is no budget" in problem.message
 
 
 @pytest.mark.parametrize(("grace", "margin"), [("8s", 2.0), ("20s", 5.0), ("1h", 5.0)])

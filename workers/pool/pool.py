@@ -85,7 +85,11 @@ class Pool(Shell):
         on_leak: Told of each loan that passes `leak_threshold`, once, in a thread of the pool's; it
             must be quick. It may be set at any time; without it, and without a listener, the log
             is told.
+        on_crowded: Called by each thread that has to wait because `max_open` is reached, before
+            it waits; it must not block.
     """
+
+    on_crowded: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -336,6 +340,9 @@ class Pool(Shell):
                     actions = self._state.ask(request, started)
                 else:
                     actions = self._state.second_look(slot, request, started)
+                crowded = not request.done and self._state.crowded
+            if crowded and self.on_crowded is not None:
+                self.on_crowded()
             if actions:
                 self._run(actions)
             self._attend()

@@ -667,6 +667,12 @@ class PoolState:
         return not self._has_room() and not self.idle and not self._dialling
 
     @property
+    def crowded(self) -> bool:
+        """Whether more connections are asked for than there may be."""
+        wanted = len(self.slots) - self._dialling + len(self.waiting)
+        return wanted > self.settings.max_open
+
+    @property
     def outstanding(self) -> int:
         """Slots that a close has to wait for: all but the dials, whose ends nobody awaits."""
         return len(self.slots) - self._dialling

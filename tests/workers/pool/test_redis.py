@@ -318,9 +318,9 @@ def test_a_cancel_never_hits_the_next_borrower(redis_server, watcher):
     with Pool.from_url(redis_server.url(), max_open=2) as pool:
         cancel = pool._driver.cancel
 
-        def cancel_late(client: Any, timeout: float) -> None:
+        def cancel_late(conn: Any, timeout: float) -> None:
             time.sleep(chance.random() * 0.003)
-            cancel(client, timeout)
+            cancel(conn, timeout)
 
         pool._driver.cancel = cancel_late  # type: ignore[method-assign]
         hits = cancelled = 0
