@@ -195,7 +195,7 @@ def reload(config: Path, *, wait: bool) -> None:
     """Re-read FILE and the code, and replace all workers one by one, as SIGHUP does."""
     from supervisor.protocol import Reload
 
-    _roll(config, Reload(), "reload", wait=wait)
+    _roll(config, Reload(), "reload", "", wait=wait)
 
 
 @main.command()
@@ -206,7 +206,7 @@ def restart(config: Path, target: str, *, wait: bool) -> None:
     """Replace the workers of GROUP, or one WORKER, the replacement first."""
     from supervisor.protocol import Restart
 
-    _roll(config, Restart(target), "restart", wait=wait)
+    _roll(config, Restart(target), "restart", target, wait=wait)
 
 
 @main.command()
@@ -220,7 +220,7 @@ def scale(config: Path, size: str, *, wait: bool) -> None:
     group, _, count = size.rpartition("=")
     if not group or not count.isdecimal() or int(count) > MAX_COUNT:
         raise click.BadParameter(f"{size!r} is not GROUP=N", param_hint="GROUP=N")
-    _roll(config, Scale(group, int(count)), "scale", wait=wait)
+    _roll(config, Scale(group, int(count)), "scale", group, wait=wait)
 
 
 # --- small things --------------------------------------------------------------------------------
@@ -243,14 +243,14 @@ def _remark(text: str) -> None:
         click.echo(text, err=True)
 
 
-def _roll(config: Path, request: FromClient, kind: str, *, wait: bool) -> None:
+def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bool) -> None:
     """Ask for a roll; with `wait` show how far it is, and fail when it does."""
     from supervisor.rolling import follow
 
     with _client(config) as client:
         accepted = client.ask(request)
         if wait:
-            result = follow(client, kind, accepted, sys.stderr)
+            result = follow(client, kind, target, accepted, sys.stderr)
             click.echo(result)
 
 

@@ -22,12 +22,13 @@ _FAILED = {
 }
 
 
-def follow(client: Client, kind: str, accepted: Accepted, terminal: TextIO) -> str:
+def follow(client: Client, kind: str, target: str, accepted: Accepted, terminal: TextIO) -> str:
     """Wait for the end of a roll; return what to say of it.
 
     Args:
         client: of the supervisor that has accepted it.
         kind: "reload", "restart" or "scale".
+        target: the group or worker that was named; "" for a reload.
         accepted: the supervisor's answer.
         terminal: where progress is shown, if it is one.
 
@@ -40,7 +41,7 @@ def follow(client: Client, kind: str, accepted: Accepted, terminal: TextIO) -> s
         batch = client.ask(FetchEvents(after, follow=True), None)
         after = batch.last
         for event in batch.events:
-            if _is_end(event, kind, accepted):
+            if _is_end(event, kind, target, accepted):
                 if shows:
                     terminal.write("\r\x1b[K")
                 return _conclusion(event, kind)
@@ -49,12 +50,12 @@ def follow(client: Client, kind: str, accepted: Accepted, terminal: TextIO) -> s
             terminal.flush()
 
 
-def _is_end(event: dict[str, Any], kind: str, accepted: Accepted) -> bool:
+def _is_end(event: dict[str, Any], kind: str, target: str, accepted: Accepted) -> bool:
     name = event["event"]
     if name == "supervisor.stopping":
         return True
     if kind != "reload":
-        return name in (_DONE[kind], *_FAILED[kind])
+        return name in (_DONE[kind], *_FAILED[kind]) and event.get("target") == target
     numbers = (event.get("generation"), event.get("failed_generation"))
     return name in (_DONE[kind], *_FAILED[kind]) and accepted.generation in numbers
 
