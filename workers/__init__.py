@@ -7,6 +7,7 @@ are imported when they are first used, so that each costs only who uses it.
 from __future__ import annotations
 
 __all__ = [
+    "AsyncPool",
     "Cancelled",
     "CloseReport",
     "Context",
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
         PoolStats,
         PoolTimeout,
     )
+    from workers.pool.aio import AsyncPool
     from workers.waitgroup import WaitGroup
     from workers.worker import Job, Worker
 
 _HOMES = {
+    "workers.pool.aio": ("AsyncPool",),
     "workers.context": ("Cancelled", "Context", "DeadlineExceeded"),
     "workers.waitgroup": ("WaitGroup",),
     "workers.worker": ("Job", "Worker"),
