@@ -61,9 +61,8 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 
-_SCHEMES = ("sqlite", "postgresql")
-_ALIASES = {"postgres": "postgresql"}  # libpq takes both
-_LATER_SCHEMES = ("mysql", "redis")
+_SCHEMES = ("sqlite", "postgresql", "mysql", "redis", "rediss")
+_ALIASES = {"postgres": "postgresql", "mariadb": "mysql"}
 
 
 class Unfit(ValueError):  # noqa: N818  it describes the value, not a failure of the program
@@ -423,11 +422,9 @@ def resolved_url(url: str, folder: str) -> str:
     if not separator or not _SCHEME.fullmatch(scheme.lower()):
         raise Unfit("expected a URL such as sqlite:///jobs.db or postgresql://app@host/database")
     scheme = _ALIASES.get(scheme.lower(), scheme.lower())
-    if scheme in _LATER_SCHEMES:
-        raise Unfit(f"not yet supported: there is no driver for {scheme}:// yet")
     if scheme not in _SCHEMES:
-        hint = did_you_mean(scheme, (*_SCHEMES, *_LATER_SCHEMES))
-        raise Unfit(f'unknown scheme "{scheme}"; known are {" and ".join(_SCHEMES)}{hint}')
+        hint = did_you_mean(scheme, _SCHEMES)
+        raise Unfit(f'unknown scheme "{scheme}"; known are {", ".join(_SCHEMES)}{hint}')
     if not url.isprintable():
         raise Unfit("holds a character that does not print")
     if scheme == "sqlite":

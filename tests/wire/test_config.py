@@ -80,6 +80,8 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "pools.main.url": [
         ('"postgresql://app:pw@db:5432/orders"', "postgresql://app:pw@db:5432/orders"),
         ('"postgres://app@/orders"', "postgresql://app@/orders"),
+        ('"mysql://app@db/orders"', "mysql://app@db/orders"),
+        ('"redis://db:6379/1"', "redis://db:6379/1"),
         ('"sqlite:////srv/jobs.db"', "sqlite:////srv/jobs.db"),
         ('"sqlite:////srv/x/../jobs.db?mode=ro"', "sqlite:////srv/jobs.db?mode=ro"),
     ],
@@ -139,8 +141,6 @@ BAD: dict[str, list[str]] = {
     "pools.main.url": [
         *NO_TEXT,
         '"jobs.db"',
-        '"mysql://app@db/orders"',
-        '"redis://db"',
         '"oracle://db"',
         '"postgresql+psycopg://app@/orders"',
         '"sqlite://"',
