@@ -15,10 +15,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from supervisor.processes import Recipe
+from typing import Any
 
 CONTROL_FD = 3  # where the template finds its socket
 MAX_FRAME = 1 << 20  # bytes of one message to or from a template
@@ -32,7 +29,7 @@ class Template:
     """One template process, as its supervisor knows it.
 
     Attributes:
-        recipe: what it was told to import; None while it is launched in advance.
+        recipe: what it was told to import, a `processes.Recipe`; None while it is launched in advance.
         loaded: it has imported that, and forks.
         waiting: forks that were asked for before that: worker and frame.
         outbox: frames that its socket could not take yet, each with a descriptor or -1.
@@ -44,7 +41,7 @@ class Template:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.control = control
-        self.recipe: Recipe | None = None
+        self.recipe: Any = None
         self.loaded = False
         self.waiting: list[tuple[str, bytes]] = []
         self.outbox: deque[tuple[bytes, int]] = deque()
