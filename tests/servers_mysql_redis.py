@@ -36,6 +36,11 @@ def _unavailable(what: str) -> None:
     pytest.skip(what)
 
 
+def _find(program: str) -> str | None:
+    """Return where a server is: servers may be in a folder that is only root's to look in."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
 def _user(*names: str) -> str | None:
     """Return whom a server runs as: none should be root."""
     if os.getuid() != 0:
@@ -137,7 +142,7 @@ class MariaDBServer(_Server):
     def command(self) -> list[str]:
         """Return what is run, in the foreground."""
         return [
-            "mariadbd", "--no-defaults", f"--datadir={self.folder}/data",
+            _find("mariadbd") or "", "--no-defaults", f"--datadir={self.folder}/data",
             f"--socket={self.socket}", f"--pid-file={self.folder}/pid", f"--port={self.port}",
             "--bind-address=127.0.0.1", "--skip-name-resolve", "--performance-schema=OFF",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=8M",
@@ -219,7 +224,7 @@ def private_mariadb() -> Iterator[MariaDBServer]:
         import pymysql  # noqa: F401 (only whether it is there)
     except ImportError:
         _unavailable("PyMySQL is not installed")
-    if not shutil.which("mariadbd") or not shutil.which("mariadb-install-db"):
+    if not _find("mariadbd") or not _find("mariadb-install-db"):
         _unavailable("MariaDB is not installed")
     server = MariaDBServer()
     try:
@@ -238,7 +243,7 @@ def private_redis() -> Iterator[RedisServer]:
         import redis  # noqa: F401 (only whether it is there)
     except ImportError:
         _unavailable("redis-py is not installed")
-    if not shutil.which("redis-server"):
+    if not _find("redis-server"):
         _unavailable("Redis is not installed")
     server = RedisServer()
     try:

@@ -18,6 +18,7 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import nullcontext, suppress
+from functools import partial
 from math import inf
 from time import monotonic
 from types import TracebackType
@@ -389,9 +390,12 @@ class AsyncPool(Shell):
 
     async def _try_out(self, slot: Slot, request: Request | None) -> bool:
         """Try a connection in state CHECKING; return whether it is sound."""
+        quiet = False
         with suppress(Exception):  # whatever it is: a round trip tells
-            if not self._state.must_answer(slot, monotonic()) and self._knows.is_quiet(slot.conn):
-                return self._conclude(slot, request, sound=True)
+            lately = not self._state.must_answer(slot, monotonic())
+            quiet = lately and self._knows.is_quiet(slot.conn)
+        if quiet:
+            return self._conclude(slot, request, sound=True)
         deadline = inf if request is None else request.deadline
         trial = self._spawn("check", self._answers(slot, deadline))
         try:
@@ -560,7 +564,7 @@ class AsyncPool(Shell):
                 case Dial(slot):
                     dial = self._spawn("dial", self._dial(slot))
                     self._dials.add(dial)
-                    dial.add_done_callback(self._dials.discard)
+                    dial.add_done_callback(partial(self._end_dial, slot))
                 case Close(slot, reason):
                     closes.append(self._spawn("close", self._close_slot(slot, reason)))
                 case Check(slot):
@@ -593,6 +597,12 @@ class AsyncPool(Shell):
                     self._run([action])
             self._attend()
 
+    def _end_dial(self, slot: Slot, dial: asyncio.Task[Any]) -> None:
+        self._dials.discard(dial)
+        if dial.cancelled() and slot.state is SlotState.DIALLING:  # before it had begun
+            error = asyncio.CancelledError()
+            self._run(self._state.dial_failed(slot, error, monotonic(), draw(), final=False))
+
     async def _dial_once(
         self,
         slot: Slot,
@@ -605,8 +615,9 @@ class AsyncPool(Shell):
             self._emit("ConnectionCreated", connection=slot.number)
         limit = min(self._state.settings.connect_timeout, limit)
         try:
+            bound = asyncio.timeout(limit)
             try:
-                async with asyncio.timeout(limit):
+                async with bound:
                     conn = await self._connect()
                     self._learn(conn)
                     if self._setup is not None:
@@ -615,6 +626,8 @@ class AsyncPool(Shell):
                     if use is not None:
                         await use(conn)
             except TimeoutError as exc:
+                if not bound.expired():
+                    raise
                 raise TimeoutError(f"not connected within {limit:g} s") from exc
         except BaseException as exc:
             return await self._fail_dial(slot, conn, exc)

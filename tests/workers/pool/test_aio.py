@@ -25,6 +25,7 @@ from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.pool import (
     ConnectError,
     ForkedPoolError,
+    Leak,
     PoolClosed,
     PoolDeadlock,
     PoolEvent,
@@ -468,6 +469,17 @@ async def test_a_leak_is_reported_once_with_its_task(server, caplog):
     assert "test_a_leak_is_reported_once" in caplog.text
 
 
+@looped
+async def test_a_leak_can_be_told_to_somebody(server):
+    """Whoever has set `on_leak` is told instead of the log."""
+    async with AsyncPool(server.connect, leak_threshold=0.02) as pool:
+        leaks: list[Leak] = []
+        pool.on_leak = leaks.append
+        async with pool.acquire():
+            await eventually(lambda: leaks)
+        assert [leak.outcome for leak in leaks] == ["still lent"]
+
+
 # -- time, settings, events
 
 
@@ -621,13 +633,14 @@ async def test_a_second_close_shortens_the_first(server):
     await pool.put(conn)
 
 
+@pytest.mark.parametrize("turn", range(1, 5))
 @looped
-async def test_close_abandons_the_dials(server):
-    """A dial that hangs holds up no close, and leaves no task and no connection behind."""
+async def test_close_abandons_the_dials(server, turn):
+    """A dial that hangs, or has not begun, holds up no close and leaves nothing behind."""
     server.gate.clear()
     pool = AsyncPool(server.connect, connect_timeout=PATIENCE * 2)
     asker = asyncio.create_task(pool.get())
-    await eventually(lambda: server.dials == 1)
+    await turns(turn)
     report = await pool.close(PATIENCE)
     assert report.leaked == []
     with pytest.raises(PoolClosed):
@@ -850,6 +863,20 @@ async def test_redis_by_its_url(redis_server):
             await pipe.reset()
             await again.delete("async")
         assert pool.stats().broken_closed == 0
+
+
+@looped
+async def test_a_full_redis_is_named_in_the_timeout(redis_server):
+    """The server's refusal is what the borrower reads, also where it hangs up at once."""
+    pytest.importorskip("redis.asyncio")
+    with redis_server.connect() as watcher:
+        watcher.config_set("maxclients", 2)
+        try:
+            async with AsyncPool.from_url(redis_server.url()) as pool, pool.acquire():
+                with pytest.raises(PoolTimeout, match="max number of clients reached"):
+                    await pool.get(timeout=0.2)
+        finally:
+            watcher.config_set("maxclients", 1000)
 
 
 @looped

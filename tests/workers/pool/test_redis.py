@@ -119,10 +119,16 @@ def test_a_second_user_of_a_lent_client_is_refused(pool):
     assert pool.stats().broken_closed == 0
 
 
-def test_any_redis_client_is_known(redis_server, watcher):
+@pytest.mark.parametrize("single", [False, True])
+def test_any_redis_client_is_known(redis_server, watcher, single):
     """A pool of somebody's own `redis.Redis` is one connection each, and cancels."""
     with Pool(
-        lambda: redis.Redis(unix_socket_path=redis_server.socket, client_name="own"), max_open=2
+        lambda: redis.Redis(
+            unix_socket_path=redis_server.socket,
+            client_name="own",
+            single_connection_client=single,
+        ),
+        max_open=2,
     ) as pool:
         with pool.acquire() as client:
             assert client.ping()

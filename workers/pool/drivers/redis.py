@@ -91,10 +91,20 @@ class Watched:
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> Any:
         """Count them, and send."""
+        if not self.sent:
+            self._listen()
         self.unread += self._packed
         self._packed = 0
         self.sent += 1
         return super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+
+    def _listen(self) -> None:
+        """Keep an ear on a connection that is about to greet.
+
+        A full server says so and hangs up at once; redis-py then fails to write, and closes the
+        socket without having listened.
+        """
+        raise NotImplementedError
 
     def _note(self, args: Any) -> None:
         name = args[0]
@@ -148,14 +158,13 @@ class _WatchedSync(Watched):
         if self.dial_timeout is not None:
             self.socket_timeout = self.dial_timeout
         try:
-            sock = super()._connect()  # type: ignore[misc]
+            return super()._connect()  # type: ignore[misc]
         finally:
             self.socket_timeout = own
-        # A full server says so and hangs up at once; redis-py then fails to write, and closes the
-        # socket without having listened.
-        if type(sock) is socket.socket:
-            self.ear = sock.dup()
-        return sock
+
+    def _listen(self) -> None:
+        if type(self.sock) is socket.socket:  # not TLS
+            self.ear = self.sock.dup()
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -224,6 +233,7 @@ class RedisDriver(Driver):
             pool.link.connect()
             pool.link.changed = False
             conn.connection_pool = pool
+            conn.connection = None  # a single_connection_client has one of its own
         pool.link.send_command("CLIENT", "ID")
         self.remember(conn, pool.link.read_response())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["AsyncRedisDriver", "from_url"]
 
 import asyncio
+import socket
 from functools import cache
 from typing import Any
 
@@ -30,14 +31,37 @@ from workers.pool.drivers.redis import (
 
 
 class _WatchedAsync(Watched):
+    _heard: Any = None  # what the event loop has read, and the socket with what it has not
+    _ear: socket.socket | None = None
+
     @property
     def sock(self) -> Any:
         writer = self._writer  # type: ignore[attr-defined]
         return None if writer is None else writer.get_extra_info("socket")
 
+    async def connect(self) -> None:
+        try:
+            await super().connect()  # type: ignore[misc]
+        except redis.ConnectionError as exc:
+            if self._ear is not None:
+                heard = bytes(self._heard._buffer).decode(errors="replace")  # noqa: SLF001
+                farewell = (heard + sockets.last_words(self._ear)).strip().lstrip("-")
+                if farewell:
+                    raise redis.ConnectionError(farewell) from exc
+            raise
+        finally:
+            if self._ear is not None:
+                self._ear.close()
+
     async def _connect(self) -> None:
         self._dial()
         await super()._connect()  # type: ignore[misc]
+
+    def _listen(self) -> None:
+        writer = self._writer  # type: ignore[attr-defined]
+        if writer.get_extra_info("ssl_object") is None:
+            self._heard = self._reader  # type: ignore[attr-defined]
+            self._ear = writer.get_extra_info("socket").dup()
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -111,6 +135,7 @@ class AsyncRedisDriver(AsyncDriver):
             await pool.link.connect()
             pool.link.changed = False
             conn.connection_pool = pool
+            conn.connection = None  # a single_connection_client has one of its own
         await pool.link.send_command("CLIENT", "ID")
         self.knows.remember(conn, await pool.link.read_response())
 
