@@ -357,8 +357,9 @@ class AsyncPool(Shell):
                 raise self._failure(request)
             slot = request.slot
             assert slot is not None
-            if slot.state is _CHECKING and not await self._try_out(slot, request):
-                continue
+            if slot.state is _CHECKING:
+                await self._try_out(slot, request)
+                continue  # it may have turned out dead, or the pool has closed meanwhile
             if ctx is not None:
                 check(ctx)  # `_forsake` hands the connection on
             return slot
@@ -388,14 +389,15 @@ class AsyncPool(Shell):
             check(ctx)
         raise self._timed_out(request, position)
 
-    async def _try_out(self, slot: Slot, request: Request | None) -> bool:
-        """Try a connection in state CHECKING; return whether it is sound."""
+    async def _try_out(self, slot: Slot, request: Request | None) -> None:
+        """Try a connection in state CHECKING."""
         quiet = False
         with suppress(Exception):  # whatever it is: a round trip tells
             lately = not self._state.must_answer(slot, monotonic())
             quiet = lately and self._knows.is_quiet(slot.conn)
         if quiet:
-            return self._conclude(slot, request, sound=True)
+            self._conclude(slot, request, sound=True)
+            return
         deadline = inf if request is None else request.deadline
         trial = self._spawn("check", self._answers(slot, deadline))
         try:
@@ -405,14 +407,13 @@ class AsyncPool(Shell):
                 request.slot = None  # the asker goes; the check goes on, for whoever is next
             trial.add_done_callback(lambda _: self._conclude(slot, None, *_outcome(trial)))
             raise
-        return self._conclude(slot, request, sound, deaf)
+        self._conclude(slot, request, sound, deaf)
 
     def _conclude(
         self, slot: Slot, request: Request | None, sound: bool, deaf: bool = False
-    ) -> bool:
+    ) -> None:
         self._run(self._state.checked(slot, request, monotonic(), sound=sound, deaf=deaf))
         self._attend()
-        return sound
 
     async def _answers(self, slot: Slot, deadline: float) -> tuple[bool, bool]:
         """Make a round trip; return whether that went well, and whether there was no answer."""

@@ -366,8 +366,9 @@ class Pool(Shell):
                 raise self._failure(request)
             slot = request.slot
             assert slot is not None
-            if slot.state is _CHECKING and not self._try_out(slot, request):
-                continue
+            if slot.state is _CHECKING:
+                self._try_out(slot, request)
+                continue  # it may have turned out dead, or the pool has closed meanwhile
             if ctx is not None and ctx.done:
                 check(ctx)  # `_forsake` hands the connection on
             return slot
@@ -399,8 +400,8 @@ class Pool(Shell):
             check(ctx)
         raise self._timed_out(request, position)
 
-    def _try_out(self, slot: Slot, request: Request | None) -> bool:
-        """Try a connection in state CHECKING; return whether it is sound."""
+    def _try_out(self, slot: Slot, request: Request | None) -> None:
+        """Try a connection in state CHECKING."""
         sound = deaf = False
         state = self._state
         try:
@@ -416,7 +417,6 @@ class Pool(Shell):
                 actions = state.checked(slot, request, monotonic(), sound=sound, deaf=deaf)
             self._run(actions)
             self._attend()
-        return sound
 
     def _answers(self, slot: Slot, deadline: float) -> bool:
         """Make a round trip. False: no answer in time; raises where the answer is bad."""

@@ -500,6 +500,7 @@ class PoolState:
         slot.tried_at = now
         if self.closing:
             if request is not None:
+                request.slot = None  # it is answered by the failure alone
                 self._fail(request, Failure.CLOSED)
             return [self._retire(slot, Reason.POOL_CLOSED)]
         if request is None:

@@ -301,3 +301,19 @@ def test_max_idle_and_min_follow_max_open_down():
     settings = Settings(max_open=10, max_idle=8, min=5).changed(max_open=3)
     assert (settings.max_open, settings.max_idle, settings.min) == (3, 3, 3)
     assert Settings().changed(max_open=30).max_idle is None
+
+
+def test_a_check_that_ends_after_the_close_is_answered_by_the_failure_alone():
+    """Found by the state machine: the asker was told of the close and had the connection as well."""
+    pool = Pool()
+    slot = pool.opened(0.0)
+    request, _ = pool.ask(1000.0)
+    assert request.slot is slot
+    assert slot.state is SlotState.CHECKING
+    pool.state.close()
+
+    actions = pool.state.checked(slot, request, 1000.1, sound=True)
+
+    assert request.failure is Failure.CLOSED
+    assert not request.slot
+    assert actions == [Close(slot, Reason.POOL_CLOSED)]
