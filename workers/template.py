@@ -94,12 +94,16 @@ class _Template:
     def serve(self) -> None:
         """Carry out requests until the supervisor has gone; then see its workers off."""
         while True:
-            for fd, _ in self._poll.poll():
-                if fd != self._control.fileno():
-                    self._forget(fd)
-                elif not self._requests():
+            ready = [fd for fd, _ in self._poll.poll()]
+            # First of all: the supervisor's end comes before the ends that follow from it, and
+            # what those workers leave behind is ours to end then.
+            if self._control.fileno() in ready:
+                ready.remove(self._control.fileno())
+                if not self._requests():
                     self._guard()
                     return
+            for pidfd in ready:
+                self._forget(pidfd)
 
     # --- requests ------------------------------------------------------------------------------
 

@@ -315,5 +315,6 @@ def test_a_check_that_ends_after_the_close_is_answered_by_the_failure_alone():
     actions = pool.state.checked(slot, request, 1000.1, sound=True)
 
     assert request.failure is Failure.CLOSED
-    assert not request.slot
+    answer: object = request.slot
+    assert answer is None
     assert actions == [Close(slot, Reason.POOL_CLOSED)]
