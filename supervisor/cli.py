@@ -250,8 +250,7 @@ def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bo
     with _client(config) as client:
         accepted = client.ask(request)
         if wait:
-            result = follow(client, kind, target, accepted, sys.stderr)
-            click.echo(result)
+            _say(follow(client, kind, target, accepted, sys.stderr))
 
 
 def _load(config: Path) -> Settings:

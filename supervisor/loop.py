@@ -338,8 +338,7 @@ class Supervisor:
                     batch = self._journal.after(request.after, min(request.limit, CAPACITY))
                     self._control.to_client(client, batch)
             case protocol.Stop() if not _is_grace(request.grace):
-                error = f"a grace of {request.grace} s cannot be meant"
-                self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
+                self._refuse(client, f"a grace of {request.grace} s cannot be meant")
             case protocol.Stop():
                 if request.now:
                     self._handle(ev.StopNowRequested("supervisor stop --now"))
@@ -365,16 +364,14 @@ class Supervisor:
         fleet = self._fleet.snapshot()
         known = {group.name for group in fleet.groups} | {worker.id for worker in fleet.workers}
         if target not in known:
-            error = f"there is no group or worker named {target!r}"
-            self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
+            self._refuse(client, f"there is no group or worker named {target!r}")
             return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.RestartRequested(target))
 
     def _scale(self, client: bytes, request: protocol.Scale) -> None:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
-            error = f"there is no group named {request.group!r}"
-            self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
+            self._refuse(client, f"there is no group named {request.group!r}")
             return
         counts = {**self._counts, request.group: request.count}
         for pool, terms in self._settings.budget_terms(counts).items():
@@ -384,6 +381,20 @@ class Supervisor:
                 return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.ScaleRequested(request.group, request.count))
+
+    def _refuse(self, client: bytes, error: str) -> None:
+        """Answer a request that names what does not exist, or means nothing."""
+        self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
+
+    def _feed_followers(self) -> None:
+        for client, after in list(self._followers.items()):
+            if self._journal.last > after:
+                del self._followers[client]
+                batch = self._journal.after(after, FOLLOWERS_BATCH)
+                if self._control.to_client(client, batch):
+                    self._reading[client] = batch.last
+        while len(self._reading) > MAX_READING:
+            del self._reading[next(iter(self._reading))]
 
     # --- reload ----------------------------------------------------------------------------------
 
@@ -415,9 +426,9 @@ class Supervisor:
         """
         if self._fleet.phase in (Phase.STOPPING, Phase.STOPPED):
             raise ConfigError(self._source, [Problem("", "the supervisor is stopping")])
-        before = self._settings.supervisor
         from supervisor.imports import check_entry_points
 
+        before = self._settings.supervisor
         settings = load(self._source, env=os.environ, uid=os.geteuid())
         problems = check_entry_points(settings)
         problems += [
@@ -498,16 +509,6 @@ class Supervisor:
             pool: {"budget": terms.budget, "granted": granted[pool], "open": opened[pool]}
             for pool, terms in self._budgets.terms().items()
         }
-
-    def _feed_followers(self) -> None:
-        for client, after in list(self._followers.items()):
-            if self._journal.last > after:
-                del self._followers[client]
-                batch = self._journal.after(after, FOLLOWERS_BATCH)
-                if self._control.to_client(client, batch):
-                    self._reading[client] = batch.last
-        while len(self._reading) > MAX_READING:
-            del self._reading[next(iter(self._reading))]
 
     # --- status ----------------------------------------------------------------------------------
 
@@ -643,12 +644,11 @@ class Supervisor:
             generation=action.generation,
             token=token,
             supervisor=settings.supervisor.name,
-            supervisor_pid=os.getpid(),
             endpoint=self._control.workers_endpoint,
             run=group.run,
             grace=settings.supervisor.grace,
             abort_margin=settings.supervisor.abort_margin,
-            options=dict(group.options),
+            options=group.options,
             pools={name: _pool(settings, name, first.get(name)) for name in group.pools},
         )
         self._control.expect(action.worker, token)

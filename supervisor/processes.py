@@ -130,9 +130,7 @@ class Processes:
         self._spare = spare
         self._templates: dict[Recipe, Template] = {}
         self._leaving: list[Template] = []  # of no use any more, and not yet gone
-        self._tainted: dict[
-            str, tuple[str, ...]
-        ] = {}  # entry points that templates must not import
+        self._tainted: set[str] = set()  # entry points that templates must not import
         self._children: dict[str, _Child] = {}
         self._has_strangers = False  # there may be orphans to reap
         if spare is not None:
@@ -317,7 +315,7 @@ class Processes:
                     self._send(template, fork, child)
         else:
             yield TemplateTainted(message.entry_point, message.found)
-            self._tainted[message.entry_point] = message.found
+            self._tainted.add(message.entry_point)
             self._replace(template)
 
     def _replace(self, template: Template) -> None:

@@ -156,7 +156,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     token: str
     supervisor: str
-    supervisor_pid: int
     endpoint: str
     run: str
     grace: float
@@ -178,8 +177,6 @@ ToTemplate = Load | Fork
 
 class Loaded(Message, frozen=True):
     """The application is imported (what failed to import, each worker will report itself)."""
-
-    seconds: float
 
 
 class Unloadable(Message, frozen=True):
@@ -242,11 +239,9 @@ class LeakFound(Message, frozen=True):
 
 
 class Drained(Message, frozen=True):
-    """Nothing is in flight any more and the pools are closed: the last message of a worker."""
+    """The pools are closed and nothing is waited for any more: the last message of a worker."""
 
     reports: dict[str, CloseReport]
-    in_flight: int = 0
-    jobs_done: int = 0
 
 
 class Usage(Message, frozen=True):

@@ -31,7 +31,7 @@ def status_table(status: Mapping[str, Any]) -> str:
         )
     workers = _table(
         ["worker", "state", "pid", "gen", "in flight", "done", "restarts", "up", "memory"],
-        [_worker_row(worker, status["workers"]) for worker in status["workers"]],
+        [_worker_row(worker) for worker in status["workers"]],
         left={"worker", "state"},
     )
     pools = _pool_names(status["workers"])
@@ -58,7 +58,7 @@ def status_table(status: Mapping[str, Any]) -> str:
     return f"{head}\n\n{groups}\n\n{workers}"
 
 
-def _worker_row(worker: Mapping[str, Any], _all: Iterable[Any]) -> list[Any]:
+def _worker_row(worker: Mapping[str, Any]) -> list[Any]:
     return [
         worker["id"],
         worker["state"],

@@ -6,7 +6,15 @@ not installed its tests are skipped with that reason; under CI that is a failure
 
 from __future__ import annotations
 
-__all__ = ["PostgreSQLServer", "own_postgresql", "postgresql", "postgresql_binaries"]
+__all__ = [
+    "PostgreSQLServer",
+    "free_port",
+    "own_postgresql",
+    "postgresql",
+    "postgresql_binaries",
+    "unavailable",
+    "unprivileged",
+]
 
 import contextlib
 import glob
@@ -34,17 +42,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _unavailable(what: str) -> None:
+def unavailable(what: str) -> None:
+    """Skip the test for want of a server; in CI that is a failure."""
     if os.environ.get("CI"):
         pytest.fail(f"{what}, and CI must run its tests")
     pytest.skip(what)
 
 
-def _unprivileged() -> str | None:
-    """Return whom a server runs as: servers refuse to be root."""
+def unprivileged(*names: str) -> str | None:
+    """Return whom a server runs as, the first of these users that there is: none may be root."""
     if os.getuid() != 0:
         return None
-    for name in ("postgres", "nobody"):
+    for name in (*names, "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     return None
@@ -55,7 +64,7 @@ class PostgreSQLServer:
 
     def __init__(self, binaries: str) -> None:
         self.binaries = binaries
-        self.user = _unprivileged()
+        self.user = unprivileged("postgres")
         self.folder = tempfile.mkdtemp(prefix="ackvisor-pg-", dir="/tmp")
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -147,10 +156,10 @@ def private_postgresql() -> Iterator[PostgreSQLServer]:
     try:
         import psycopg  # noqa: F401 (only whether it is there)
     except ImportError:
-        _unavailable("psycopg is not installed")
+        unavailable("psycopg is not installed")
     binaries = postgresql_binaries()
     if binaries is None:
-        _unavailable("PostgreSQL is not installed")
+        unavailable("PostgreSQL is not installed")
         return
     server = PostgreSQLServer(binaries)
     try:

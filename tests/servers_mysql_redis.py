@@ -15,7 +15,6 @@ __all__ = [
 
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -27,28 +26,12 @@ from typing import Any
 
 import pytest
 
-from tests.servers import START_TIMEOUT, STOP_TIMEOUT, free_port
-
-
-def _unavailable(what: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"{what}, and CI must run its tests")
-    pytest.skip(what)
+from tests.servers import START_TIMEOUT, STOP_TIMEOUT, free_port, unavailable, unprivileged
 
 
 def _find(program: str) -> str | None:
     """Return where a server is: servers may be in a folder that is only root's to look in."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-
-
-def _user(*names: str) -> str | None:
-    """Return whom a server runs as: none should be root."""
-    if os.getuid() != 0:
-        return None
-    for name in (*names, "nobody"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name).pw_name
-    return None
 
 
 class _Server:
@@ -57,7 +40,7 @@ class _Server:
     what = ""
 
     def __init__(self, *users: str) -> None:
-        self.user = _user(*users)
+        self.user = unprivileged(*users)
         # Not where the test's own temporary files are, and short: it has a Unix socket's path.
         self.folder = tempfile.mkdtemp(prefix="ackvisor-", dir="/tmp")
         self.socket = f"{self.folder}/socket"
@@ -223,9 +206,9 @@ def private_mariadb() -> Iterator[MariaDBServer]:
     try:
         import pymysql  # noqa: F401 (only whether it is there)
     except ImportError:
-        _unavailable("PyMySQL is not installed")
+        unavailable("PyMySQL is not installed")
     if not _find("mariadbd") or not _find("mariadb-install-db"):
-        _unavailable("MariaDB is not installed")
+        unavailable("MariaDB is not installed")
     server = MariaDBServer()
     try:
         server.install()
@@ -242,9 +225,9 @@ def private_redis() -> Iterator[RedisServer]:
     try:
         import redis  # noqa: F401 (only whether it is there)
     except ImportError:
-        _unavailable("redis-py is not installed")
+        unavailable("redis-py is not installed")
     if not _find("redis-server"):
-        _unavailable("Redis is not installed")
+        unavailable("Redis is not installed")
     server = RedisServer()
     try:
         server.start()

@@ -277,20 +277,14 @@ class _Runtime:
         self._worker.jobs.wait(self._closing)
         reports = self._close_pools()
         self._worker.ctx.cancel("the worker ends")
-        left = self._worker.jobs.in_flight()
-        for job in left:
+        for job in self._worker.jobs.in_flight():
             self._log.warning(
                 "job.abandoned",
                 job=job.name,
                 thread=job.thread,
                 held_seconds=round(time.monotonic() - job.since, 3),
             )
-        drained = Drained(
-            reports=reports,
-            in_flight=len(left),
-            jobs_done=self._worker.jobs.outcomes["done"],
-        )
-        self._link.finish(drained, FAREWELL)
+        self._link.finish(Drained(reports=reports), FAREWELL)
 
     def _wait_for_threads(self) -> None:
         try:

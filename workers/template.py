@@ -138,7 +138,6 @@ class _Template:
             return None
 
     def _load(self, load: Load) -> None:
-        began = time.monotonic()
         setproctitle(f"supervisor: template of {load.name}, generation {load.generation}")
         self._grace = load.grace
         log.configure(
@@ -158,7 +157,7 @@ class _Template:
         gc.collect()
         gc.disable()  # a collection in the parent would unshare the pages of its children
         gc.freeze()
-        self._tell(Loaded(time.monotonic() - began))
+        self._tell(Loaded())
 
     def _tell(self, message: FromTemplate) -> None:
         with contextlib.suppress(ConnectionError):  # its end is seen where requests are read
