@@ -762,6 +762,10 @@ def _pool(settings: Settings, name: str, first: Tell | None) -> protocol.PoolSet
         max_idle_time=pool.max_idle_time,
         acquire_timeout=pool.acquire_timeout,
         leak_threshold=pool.leak_threshold,
+        connect_timeout=pool.connect_timeout,
+        max_connecting=pool.max_connecting,
+        validate_after_idle=pool.validate_after_idle,
+        keepalive=pool.keepalive,
         allowance=None if first is None else first.allowance,
         serial=0 if first is None else first.serial,
     )

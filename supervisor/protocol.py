@@ -89,6 +89,10 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_idle_time: float = 600.0
     acquire_timeout: float = 3.0
     leak_threshold: float = 5.0
+    connect_timeout: float = 5.0
+    max_connecting: int = 2
+    validate_after_idle: float = 1.0
+    keepalive: float = 0.0
     allowance: int | None = None
     serial: int = 0
 

@@ -330,6 +330,10 @@ class _Runtime:
                 max_idle_time=settings.max_idle_time,
                 acquire_timeout=settings.acquire_timeout,
                 leak_threshold=settings.leak_threshold,
+                connect_timeout=settings.connect_timeout,
+                max_connecting=settings.max_connecting,
+                validate_after_idle=settings.validate_after_idle,
+                keepalive=settings.keepalive,
             )
 
         if settings.allowance is None:

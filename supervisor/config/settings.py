@@ -77,6 +77,10 @@ class PoolSettings:
     max_idle_time: float = field(default=600.0, metadata=_by(read.duration(off=True)))
     acquire_timeout: float = field(default=3.0, metadata=_by(read.duration()))
     leak_threshold: float = field(default=5.0, metadata=_by(read.duration(off=True)))
+    connect_timeout: float = field(default=5.0, metadata=_by(read.duration()))
+    max_connecting: int = field(default=2, metadata=_by(read.whole(1, 10_000)))
+    validate_after_idle: float = field(default=1.0, metadata=_by(read.duration(off=True)))
+    keepalive: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     budget: int | None = field(default=None, metadata=_by(read.whole(1, 1_000_000)))
     min: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
 

@@ -37,3 +37,38 @@ def test_a_leak_is_told_while_it_lasts_and_again_in_the_report_of_the_stop(tmp_p
             report = drained["reports"]["main"]
             (leaked,) = report["leaked"]
             assert "in take" in leaked["stack"]
+
+
+SETTINGS = """
+from dataclasses import asdict
+def run(worker):
+    worker.log.info("pool.settings", **{k: str(v) for k, v in asdict(settings(worker)).items()})
+    worker.ready()
+    worker.accepting.wait()
+
+def settings(worker):
+    return worker.pools["main"]._state.settings
+"""
+
+
+def test_every_setting_of_the_file_reaches_the_pool(tmp_path):
+    """What `[pools.NAME]` says is what the worker's pool goes by."""
+    wanted = {
+        "max_open": 7,
+        "max_idle": 3,
+        "max_lifetime": 61.0,
+        "max_idle_time": 62.0,
+        "acquire_timeout": 1.5,
+        "leak_threshold": 6.0,
+        "connect_timeout": 0.75,
+        "max_connecting": 5,
+        "validate_after_idle": 9.0,
+        "keepalive": 11.0,
+    }
+    keys = "".join(f"{key} = {value}\n" for key, value in wanted.items())
+    config = f'[pools.main]\nurl = "sqlite:///{tmp_path}/s.db"\n{keys}' + group("web", "told:run")
+    with Supervised(tmp_path, config, modules={"told": SETTINGS}) as supervised:
+        supervised.ready()
+        (told,) = supervised.events("pool.settings")
+        assert {key: told[key] for key in wanted} == {k: str(v) for k, v in wanted.items()}
+        assert supervised.stop() == 0
