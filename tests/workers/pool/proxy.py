@@ -1,13 +1,17 @@
-"""A TCP proxy that can stop, start, and go deaf: keep every connection and pass nothing on."""
+"""TCP proxies: one that goes deaf (keeps every connection and passes nothing on), a slow one."""
 
 from __future__ import annotations
 
-__all__ = ["Proxy"]
+__all__ = ["Proxy", "SlowProxy"]
 
 import contextlib
+import random
 import selectors
 import socket
+import socketserver
 import threading
+import time
+from collections.abc import Callable
 from typing import Self
 
 
@@ -109,3 +113,44 @@ class Proxy:
                 with contextlib.suppress(KeyError):  # deaf: it is not registered
                     selector.unregister(end)
                 end.close()
+
+
+class SlowProxy(socketserver.ThreadingTCPServer):
+    """Passes each answer on up to `slowest` seconds later; no connection waits for another's."""
+
+    allow_reuse_address = True
+
+    def __init__(self, target: int, slowest: float) -> None:
+        super().__init__(("127.0.0.1", 0), _SlowWay)
+        self.target = target
+        self.slowest = slowest
+        self.chance = random.Random(11)
+        self.port: int = self.server_address[1]
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), name="proxy")
+        self._thread.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()  # waits for the ways, whose clients have hung up
+
+
+class _SlowWay(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        server = self.server
+        assert isinstance(server, SlowProxy)
+        with socket.create_connection(("127.0.0.1", server.target)) as far:
+            forth = threading.Thread(target=self._pass_on, args=(self.request, far, lambda: 0.0))
+            forth.start()
+            self._pass_on(far, self.request, lambda: server.chance.random() * server.slowest)
+            forth.join()
+
+    def _pass_on(
+        self, source: socket.socket, sink: socket.socket, delay: Callable[[], float]
+    ) -> None:
+        with contextlib.suppress(OSError):  # one of the two has hung up
+            while piece := source.recv(65536):
+                time.sleep(delay())
+                sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)

@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +19,7 @@ import pytest
 from tests.servers import PostgreSQLServer, own_postgresql, postgresql
 from tests.servers_mysql_redis import redis_server
 from tests.workers.pool.fake import OperationalError
-from tests.workers.pool.proxy import Proxy
+from tests.workers.pool.proxy import Proxy, SlowProxy
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.pool import (
     ConnectError,
@@ -906,24 +905,12 @@ async def made(client: Any) -> Any:
     return client
 
 
-class SlowProxy(Proxy):
-    """Passes the server's answers on a little later, each after another time."""
-
-    chance = random.Random(11)
-
-    def _pump(self, selector: Any, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it has hung up
-            if sock.getpeername()[1] == self._target:
-                time.sleep(self.chance.random() * 0.002)
-        super()._pump(selector, sock)
-
-
 @looped
 async def test_no_answer_on_its_way_is_ever_somebody_elses(redis_server):
     """300 cancelled tasks while answers are on a slow way (CVE-2023-28858): none is mixed up."""
     pytest.importorskip("redis.asyncio")
     chance = random.Random(13)
-    with SlowProxy(redis_server.port) as proxy:
+    with SlowProxy(redis_server.port, slowest=0.004) as proxy:
         async with AsyncPool.from_url(redis_server.url(port=proxy.port), max_open=2) as pool:
             async with pool.acquire() as client:
                 for key in range(10):

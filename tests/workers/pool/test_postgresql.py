@@ -278,15 +278,16 @@ def test_a_query_on_a_deaf_connection_ends_with_its_context(postgresql):
     with Proxy(postgresql.port) as proxy:
         pool = Pool.from_url(postgresql.url(port=proxy.port), max_open=1)
         ctx = Context.background().with_cancel()
-        deaf = threading.Event()
+        lent, deaf = threading.Event(), threading.Event()
 
         def work() -> None:
             with pool.acquire(ctx) as conn:
+                lent.set()
                 deaf.wait(10)
                 conn.execute("select 1")
 
         worker = in_thread(work)
-        eventually(lambda: pool.stats().in_use == 1, "the loan")
+        assert lent.wait(10)
         proxy.deafen()
         deaf.set()
         ctx.cancel("stop")

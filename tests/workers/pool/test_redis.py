@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ import pytest
 
 from tests.servers_mysql_redis import RedisServer, own_redis, redis_server
 from tests.workers.pool.fake import eventually, in_thread
-from tests.workers.pool.proxy import Proxy
+from tests.workers.pool.proxy import Proxy, SlowProxy
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.pool import ConnectError, ForkedPoolError, Pool, PoolTimeout
 
@@ -352,18 +351,6 @@ def test_a_cancel_never_hits_the_next_borrower(redis_server, watcher):
         assert pool.stats().broken_closed <= 3, "an unblocked connection is used again"
 
 
-class SlowProxy(Proxy):
-    """Passes the server's answers on a little later, each after another time."""
-
-    chance = random.Random(11)
-
-    def _pump(self, selector: Any, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it has hung up
-            if sock.getpeername()[1] == self._target:
-                time.sleep(self.chance.random() * 0.004)
-        super()._pump(selector, sock)
-
-
 def test_no_answer_on_its_way_is_ever_somebody_elses(redis_server, watcher, monkeypatch):
     """300 cancels while answers are on a slow way (CVE-2023-28858): each gets its own, or none."""
     monkeypatch.setattr("workers.pool.drivers.redis.PATIENCE", (0.0005,))
@@ -371,13 +358,13 @@ def test_no_answer_on_its_way_is_ever_somebody_elses(redis_server, watcher, monk
         watcher.set(f"key {key}", f"value {key}")
     chance = random.Random(13)
     with (
-        SlowProxy(redis_server.port) as proxy,
+        SlowProxy(redis_server.port, slowest=0.008) as proxy,
         Pool.from_url(redis_server.url(port=proxy.port), max_open=3) as pool,
     ):
         hits = cancelled = 0
         for turn in range(300):
             ctx = Context.background().with_cancel()
-            canceller = threading.Timer(chance.random() * 0.004, ctx.cancel)
+            canceller = threading.Timer(chance.random() * 0.006, ctx.cancel)
             try:
                 with pool.acquire() as client:  # so that none is dialled under the context
                     pass
