@@ -12,40 +12,36 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
 
 import zmq
 
 from supervisor import log, protocol
-from supervisor.config import GroupSettings, Settings, load
+from supervisor.assignments import allowances_wanted, assignment, group_specs, recipe
+from supervisor.config import Settings, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
-from supervisor.core.budget import Tell
-from supervisor.core.budgets import LET_GO, SETTLE, Budgets, Telling
-from supervisor.core.fleet import Fleet, GroupSpec, Phase, WorkerSnapshot
+from supervisor.core.fleet import Fleet, Phase
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.journal import CAPACITY, Journal
 from supervisor.launch import Template
+from supervisor.lending import Lending
 from supervisor.processes import (
     Processes,
-    Recipe,
     TemplateDied,
     TemplateTainted,
     TemplateUnclear,
     reserve_descriptors,
 )
 from supervisor.signals import Signals
+from supervisor.status import Reports, group_status, worker_status
 
-# Workers answer an inquiry from their link's thread, in a millisecond; one that holds the
-# interpreter lock is shown with what it said last.
-INQUIRY_DUE = 0.25
 FOLLOWERS_BATCH = 500  # events
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _LEVELS = {
     "worker.killed": "error",
@@ -60,25 +56,6 @@ _LEVELS = {
     "scale.failed": "error",
     "recycle.failed": "error",
 }
-
-
-@dataclass(slots=True)
-class _Inquiry:
-    """A status that waits for the workers' reports."""
-
-    client: bytes | None  # None: the log
-    waiting: set[str]
-    due: float
-
-
-@dataclass(slots=True)
-class _Known:
-    """What a worker has last reported."""
-
-    report: protocol.Report | None = None
-    dump_wanted: bool = False
-    has_closed: bool = False  # it says that all of its connections are closed
-    untold: list[Telling] | None = field(default_factory=list)  # None: it is there to be told
 
 
 class Supervisor:
@@ -119,18 +96,17 @@ class Supervisor:
         self._control = Control(runtime_dir, self._dropped)
         self._journal = Journal()
         self._fleet = Fleet(
-            tuple(_group_spec(name, group) for name, group in settings.groups.items()),
+            group_specs(settings),
             grace=settings.supervisor.grace,
             abort_margin=settings.supervisor.abort_margin,
             draw=random.random,
         )
         self._counts: dict[str, int] = {}  # of groups that were scaled
-        self._budgets = Budgets()
-        self._budgets.change(settings.budget_terms())
+        self._lending = Lending(self._control.to_worker)
+        self._lending.change(settings.budget_terms())
         self._started = log.timestamp()
-        self._known: dict[str, _Known] = {}
-        self._inquiries: dict[int, _Inquiry] = {}
-        self._serial = 0
+        self._reports = Reports()
+        self._dumps_wanted: set[str] = set()
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
         self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -159,13 +135,13 @@ class Supervisor:
     # --- one turn ------------------------------------------------------------------------------
 
     def _poll_timeout(self) -> int | None:
-        dues = [due.due for due in self._inquiries.values()]
-        dues += [
+        dues = [
             due
             for due in (
                 self._fleet.next_deadline(),
                 self._processes.next_deadline(),
-                self._budgets.next_deadline(),
+                self._lending.next_deadline(),
+                self._reports.next_deadline(),
             )
             if due is not None
         ]
@@ -188,7 +164,7 @@ class Supervisor:
             for client, request in self._control.from_clients():
                 self._client_request(client, request)
         self._handle(ev.TimePassed())
-        self._tell(self._budgets.time_passed(time.monotonic()))
+        self._lending.time_passed(time.monotonic())
         self._answer_inquiries(time.monotonic())
         self._feed_followers()
 
@@ -202,7 +178,8 @@ class Supervisor:
 
     def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkerExited | ev.WorkerNotBorn):
-            self._take_leases_back(event)  # before its successor asks for some
+            # Before its successor asks for some.
+            self._lending.leave(event.worker, was_born=isinstance(event, ev.WorkerExited))
         self._carry_out(self._fleet.handle(event, time.monotonic()))
         if isinstance(event, ev.WorkerNotBorn):
             self._forget(event.worker)
@@ -223,9 +200,8 @@ class Supervisor:
             case TemplateUnclear():
                 self._log.warning("template.unclear", pid=report.pid, error=report.error)
             case ev.StacksTaken():
-                known = self._known.get(report.worker)
-                if known is not None and known.dump_wanted:
-                    known.dump_wanted = False
+                if report.worker in self._dumps_wanted:
+                    self._dumps_wanted.discard(report.worker)
                     self._log.info(
                         "worker.stacks",
                         worker=report.worker,
@@ -249,7 +225,7 @@ class Supervisor:
                     self._dropped("liar", f"{worker} says that its pid is {message.pid}", 1)
                 else:
                     self._handle(ev.WorkerRegistered(worker))
-                    self._tell_belatedly(worker)
+                    self._lending.registered(worker)
             case protocol.Ready():
                 self._handle(ev.WorkerReady(worker))
             case protocol.Acknowledged():
@@ -260,21 +236,16 @@ class Supervisor:
                 reports = {
                     name: protocol.to_builtins(report) for name, report in message.reports.items()
                 }
-                known = self._known.get(worker)
-                if known is not None:
-                    known.has_closed = not any(r.leaked for r in message.reports.values())
+                if not any(report.leaked for report in message.reports.values()):
+                    self._lending.closed_all(worker)
                 self._handle(ev.WorkerDrained(worker, reports))
                 self._control.to_worker(worker, protocol.Farewell())
             case protocol.Report():
-                self._reported(worker, message)
+                self._reports.heard(worker, message)
             case protocol.LeakFound():
                 self._leak_found(worker, message)
             case protocol.Usage():
-                self._tell(
-                    self._budgets.heard(
-                        worker, message.pool, message.serial, message.accepted, message.wanted
-                    )
-                )
+                self._lending.heard(worker, message)
             case _:
                 assert_never(message)
 
@@ -319,7 +290,7 @@ class Supervisor:
 
     def _dump_all(self) -> None:
         for worker in self._fleet.snapshot().workers:
-            self._known[worker.id].dump_wanted = True
+            self._dumps_wanted.add(worker.id)
             answer = self._processes.take_stacks(worker.id, time.monotonic())
             if answer is not None:
                 self._process_report(answer)
@@ -411,7 +382,7 @@ class Supervisor:
         self._handle(
             ev.ReloadRequested(
                 self._last_generation,
-                tuple(_group_spec(name, group) for name, group in settings.groups.items()),
+                group_specs(settings),
                 settings.supervisor.grace,
                 settings.supervisor.abort_margin,
             )
@@ -473,76 +444,32 @@ class Supervisor:
             for pool, others in settings.budget_terms().items():
                 if settings is not self._settings:
                     terms[pool] = terms[pool].joined(others) if pool in terms else others
-        self._tell(self._budgets.change(terms))
-
-    def _tell(self, tellings: Iterable[Telling]) -> None:
-        for pool, tell in tellings:
-            known = self._known[tell.worker]
-            if known.untold is None:
-                self._control.to_worker(tell.worker, _allowance(pool, tell))
-            else:
-                known.untold.append((pool, tell))
-
-    def _tell_belatedly(self, worker: str) -> None:
-        """Tell a worker what it could not be told before its hello."""
-        known = self._known.get(worker)
-        if known is not None and known.untold is not None:
-            untold, known.untold = known.untold, None
-            self._tell(untold)
-
-    def _take_leases_back(self, event: ev.WorkerExited | ev.WorkerNotBorn) -> None:
-        settled_at = None
-        if isinstance(event, ev.WorkerExited):
-            known = self._known.get(event.worker)
-            has_closed = known is not None and known.has_closed
-            settled_at = time.monotonic() + (LET_GO if has_closed else SETTLE)
-        self._tell(self._budgets.leave(event.worker, settled_at))
-
-    def _budget_status(self) -> dict[str, dict[str, int]]:
-        opened = dict.fromkeys(self._budgets.terms(), 0)
-        for known in self._known.values():
-            for pool, stats in known.report.pools.items() if known.report else ():
-                if pool in opened:
-                    opened[pool] += stats.open
-        granted = self._budgets.granted()
-        return {
-            pool: {"budget": terms.budget, "granted": granted[pool], "open": opened[pool]}
-            for pool, terms in self._budgets.terms().items()
-        }
+        self._lending.change(terms)
 
     # --- status ----------------------------------------------------------------------------------
 
     def _inquire(self, client: bytes | None) -> None:
-        """Ask every ready worker what it has in hand, then answer; the silent are not waited for."""
-        self._serial += 1
-        asked = {
+        """Ask every worker what it has in hand, then answer; the silent are not waited for."""
+        serial = self._reports.next_serial()
+        asked = [
             worker.id
             for worker in self._fleet.snapshot().workers
-            if self._control.to_worker(worker.id, protocol.Inquire(self._serial))
-        }
-        due = time.monotonic() + (INQUIRY_DUE if asked else 0.0)
-        self._inquiries[self._serial] = _Inquiry(client, asked, due)
-
-    def _reported(self, worker: str, report: protocol.Report) -> None:
-        known = self._known.get(worker)
-        if known is not None:
-            known.report = report
-        inquiry = self._inquiries.get(report.number)
-        if inquiry is not None:
-            inquiry.waiting.discard(worker)
+            if self._control.to_worker(worker.id, protocol.Inquire(serial))
+        ]
+        self._reports.inquire(serial, client, asked)
 
     def _answer_inquiries(self, now: float) -> None:
-        for number, inquiry in list(self._inquiries.items()):
-            if not inquiry.waiting or inquiry.due <= now:
-                del self._inquiries[number]
-                status = self._status(now)
-                if inquiry.client is None:
-                    self._log.info("supervisor.status", **status)
-                else:
-                    self._control.to_client(inquiry.client, protocol.Answer(status))
+        for client in self._reports.answerable(now):
+            status = self._status(now)
+            if client is None:
+                self._log.info("supervisor.status", **status)
+            else:
+                self._control.to_client(client, protocol.Answer(status))
 
     def _status(self, now: float) -> dict[str, Any]:
         fleet = self._fleet.snapshot()
+        granted = self._lending.granted()
+        opened = self._reports.open_connections(self._lending.terms())
         return {
             "name": self._settings.supervisor.name,
             "pid": os.getpid(),
@@ -553,43 +480,16 @@ class Supervisor:
                 None if fleet.deadline is None else round(fleet.deadline - now, 3)
             ),
             "outstanding": list(fleet.outstanding) if fleet.deadline is not None else [],
-            "groups": {
-                group.name: {
-                    "count": group.count,
-                    "ready": group.ready,
-                    "state": group.state,
-                    "restarts": group.restarts,
-                    "failure": group.failure,
-                    "next_restart_in_seconds": (
-                        None
-                        if group.next_restart is None
-                        else round(max(0.0, group.next_restart - now), 3)
-                    ),
-                }
-                for group in fleet.groups
-            },
-            "workers": [self._worker_status(worker, now) for worker in fleet.workers],
+            "groups": {group.name: group_status(group, now) for group in fleet.groups},
+            "workers": [
+                worker_status(worker, self._reports.last(worker.id), now)
+                for worker in fleet.workers
+            ],
             "roll": None if fleet.roll is None else asdict(fleet.roll),
-            "budgets": self._budget_status(),
-        }
-
-    def _worker_status(self, worker: WorkerSnapshot, now: float) -> dict[str, Any]:
-        known = self._known.get(worker.id)
-        report = known.report if known is not None else None
-        return {
-            "id": worker.id,
-            "group": worker.group,
-            "pid": worker.pid,
-            "generation": worker.generation,
-            "state": worker.state,
-            "ready": worker.ready,
-            "in_flight": report.in_flight if report else 0,
-            "jobs_done": report.jobs_done if report else 0,
-            "jobs_failed": report.jobs_failed if report else 0,
-            "restarts": worker.restarts,
-            "uptime_seconds": round(now - worker.spawned_at, 3),
-            "rss_bytes": _rss(worker.pid),
-            "pools": protocol.to_builtins(report.pools) if report else {},
+            "budgets": {
+                pool: {"budget": terms.budget, "granted": granted[pool], "open": opened[pool]}
+                for pool, terms in self._lending.terms().items()
+            },
         }
 
     # --- what to do ------------------------------------------------------------------------------
@@ -625,35 +525,23 @@ class Supervisor:
 
     def _spawn(self, action: ac.Spawn) -> None:
         settings = self._generations[action.generation]
-        group = settings.groups[action.group]
-        recipe = _recipe(settings, group, action.generation)
         token = os.urandom(16).hex()
-        self._known[action.worker] = _Known()
-        first, others = self._budgets.join(
+        told = assignment(
+            settings,
             action.worker,
-            {
-                name: pool.max_open
-                for name, pool in settings.pools_of(action.group).items()
-                if pool.budget is not None
-            },
-        )
-        self._tell(others)
-        assignment = protocol.Assignment(
-            worker=action.worker,
-            group=action.group,
-            generation=action.generation,
+            action.group,
+            action.generation,
             token=token,
-            supervisor=settings.supervisor.name,
             endpoint=self._control.workers_endpoint,
-            run=group.run,
-            grace=settings.supervisor.grace,
-            abort_margin=settings.supervisor.abort_margin,
-            options=group.options,
-            pools={name: _pool(settings, name, first.get(name)) for name in group.pools},
+            allowances=self._lending.join(action.worker, allowances_wanted(settings, action.group)),
         )
         self._control.expect(action.worker, token)
         try:
-            self._processes.spawn(action.worker, recipe, protocol.Fork(assignment))
+            self._processes.spawn(
+                action.worker,
+                recipe(settings, settings.groups[action.group], action.generation),
+                protocol.Fork(told),
+            )
         except SpawnError as exc:
             self._handle(ev.WorkerNotBorn(action.worker, str(exc)))
 
@@ -676,9 +564,9 @@ class Supervisor:
 
     def _forget(self, worker: str) -> None:
         self._control.forget(worker)
-        self._known.pop(worker, None)
-        for inquiry in self._inquiries.values():
-            inquiry.waiting.discard(worker)
+        self._lending.forget(worker)
+        self._reports.forget(worker)
+        self._dumps_wanted.discard(worker)
 
     def _dropped(self, reason: str, detail: str, times: int) -> None:
         """Log what the control sockets drop: the first of a kind, then ever more seldom."""
@@ -708,75 +596,3 @@ def _is_grace(grace: float | None) -> bool:
 
 def _is_told(action: ac.Action) -> bool:
     return isinstance(action, ac.Announce)
-
-
-def _recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
-    """Return what the template of a group's workers imports; groups of equal `env` share one."""
-    sharing = [other for other in settings.groups.values() if other.env == group.env]
-    pools = {name for other in sharing for name in other.pools}
-    return Recipe(
-        name=settings.supervisor.name,
-        generation=generation,
-        path=settings.supervisor.path,
-        env=tuple(sorted(group.env.items())),
-        entry_points=tuple(
-            dict.fromkeys(entry for other in sharing for entry in _entry_points(other))
-        ),
-        schemes=tuple(sorted({settings.pools[name].url.partition(":")[0] for name in pools})),
-        grace=settings.supervisor.grace,
-        log_format=settings.log.format,
-        log_level=settings.log.level,
-    )
-
-
-def _entry_points(group: GroupSettings) -> list[str]:
-    """Return what a group's workers import: their code, and the handler where that is an option."""
-    handler = group.options.get("handler")
-    return [group.run, handler] if isinstance(handler, str) and ":" in handler else [group.run]
-
-
-def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
-    return GroupSpec(
-        name=name,
-        count=group.count,
-        policy=group.policy,
-        ready_timeout=group.ready_timeout,
-        exit_on_failed=group.on_failed == "exit",
-        surge=group.surge,
-        min_ready_time=group.min_ready_time,
-        max_age=group.max_age,
-    )
-
-
-def _allowance(pool: str, tell: Tell) -> protocol.Allowance:
-    return protocol.Allowance(pool, tell.allowance, tell.serial, tell.unused_only)
-
-
-def _pool(settings: Settings, name: str, first: Tell | None) -> protocol.PoolSettings:
-    pool = settings.pools[name]
-    return protocol.PoolSettings(
-        url=pool.url,
-        max_open=pool.max_open,
-        max_idle=pool.max_idle,
-        max_lifetime=pool.max_lifetime,
-        max_idle_time=pool.max_idle_time,
-        acquire_timeout=pool.acquire_timeout,
-        leak_threshold=pool.leak_threshold,
-        connect_timeout=pool.connect_timeout,
-        max_connecting=pool.max_connecting,
-        validate_after_idle=pool.validate_after_idle,
-        keepalive=pool.keepalive,
-        allowance=None if first is None else first.allowance,
-        serial=0 if first is None else first.serial,
-    )
-
-
-def _rss(pid: int | None) -> int:
-    """Return resident bytes, 0 for a process that is not there (any more)."""
-    if pid is None:
-        return 0
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * PAGE
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -1,0 +1,131 @@
+"""The fleet at a glance: what the workers have reported last, who waits for a status, its words."""
+
+from __future__ import annotations
+
+__all__ = ["Reports", "group_status", "worker_status"]
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor import protocol
+from supervisor.core.fleet import GroupSnapshot, WorkerSnapshot
+
+# Workers answer an inquiry from their link's thread, in a millisecond; one that holds the
+# interpreter lock is shown with what it said last.
+INQUIRY_DUE = 0.25
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(slots=True)
+class _Inquiry:
+    """A status that waits for the workers' reports."""
+
+    client: bytes | None  # None: the log
+    waiting: set[str]
+    due: float
+
+
+class Reports:
+    """The last report of each worker, and the inquiries that are under way."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, protocol.Report] = {}
+        self._inquiries: dict[int, _Inquiry] = {}
+        self._serial = 0
+
+    def next_serial(self) -> int:
+        """Return the number of the next inquiry."""
+        self._serial += 1
+        return self._serial
+
+    def inquire(self, serial: int, client: bytes | None, asked: Iterable[str]) -> None:
+        """Wait for those who were asked; who does not answer in time is not waited for."""
+        waiting = set(asked)
+        due = time.monotonic() + (INQUIRY_DUE if waiting else 0.0)
+        self._inquiries[serial] = _Inquiry(client, waiting, due)
+
+    def heard(self, worker: str, report: protocol.Report) -> None:
+        """Take a worker's report."""
+        self._last[worker] = report
+        inquiry = self._inquiries.get(report.number)
+        if inquiry is not None:
+            inquiry.waiting.discard(worker)
+
+    def forget(self, worker: str) -> None:
+        """A worker has ended."""
+        self._last.pop(worker, None)
+        for inquiry in self._inquiries.values():
+            inquiry.waiting.discard(worker)
+
+    def last(self, worker: str) -> protocol.Report | None:
+        """Return what a worker has said last, None where it has not said anything."""
+        return self._last.get(worker)
+
+    def next_deadline(self) -> float | None:
+        """Return when the first inquiry is answered at the latest."""
+        return min((inquiry.due for inquiry in self._inquiries.values()), default=None)
+
+    def answerable(self, now: float) -> list[bytes | None]:
+        """Return who is to be answered now, and forget that they have asked."""
+        ripe = [n for n, inquiry in self._inquiries.items() if inquiry.due <= now]
+        ripe += [n for n, inquiry in self._inquiries.items() if not inquiry.waiting]
+        return [self._inquiries.pop(number).client for number in dict.fromkeys(ripe)]
+
+    def open_connections(self, pools: Iterable[str]) -> dict[str, int]:
+        """Return how many connections the workers have said that these pools have."""
+        opened = dict.fromkeys(pools, 0)
+        for report in self._last.values():
+            for pool, stats in report.pools.items():
+                if pool in opened:
+                    opened[pool] += stats.open
+        return opened
+
+
+def group_status(group: GroupSnapshot, now: float) -> dict[str, Any]:
+    """Return one group as `status --json` shows it."""
+    next_restart = group.next_restart
+    return {
+        "count": group.count,
+        "ready": group.ready,
+        "state": group.state,
+        "restarts": group.restarts,
+        "failure": group.failure,
+        "next_restart_in_seconds": (
+            None if next_restart is None else round(max(0.0, next_restart - now), 3)
+        ),
+    }
+
+
+def worker_status(
+    worker: WorkerSnapshot, report: protocol.Report | None, now: float
+) -> dict[str, Any]:
+    """Return one worker as `status --json` shows it."""
+    return {
+        "id": worker.id,
+        "group": worker.group,
+        "pid": worker.pid,
+        "generation": worker.generation,
+        "state": worker.state,
+        "ready": worker.ready,
+        "in_flight": report.in_flight if report else 0,
+        "jobs_done": report.jobs_done if report else 0,
+        "jobs_failed": report.jobs_failed if report else 0,
+        "restarts": worker.restarts,
+        "uptime_seconds": round(now - worker.spawned_at, 3),
+        "rss_bytes": _rss(worker.pid),
+        "pools": protocol.to_builtins(report.pools) if report else {},
+    }
+
+
+def _rss(pid: int | None) -> int:
+    """Return resident bytes, 0 for a process that is not there (any more)."""
+    if pid is None:
+        return 0
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * PAGE
+    except (OSError, ValueError, IndexError):
+        return 0
