@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,13 +42,29 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def _held() -> set[str]:
     """Name the children, descriptors and threads of this process."""
     held = {f"child {pid} {_name(pid)}" for pid in _children()}
-    held |= {f"thread {thread.name}" for thread in threading.enumerate()}
+    held |= {f"thread {ident} {_outermost(frame)}" for ident, frame in _frames()}
     for fd in os.listdir("/proc/self/fd"):
         try:
             held.add(f"descriptor {fd} {os.readlink(f'/proc/self/fd/{fd}')}")
         except FileNotFoundError:
             continue  # the listing's own
     return held
+
+
+def _frames() -> list[tuple[int, FrameType]]:
+    """Return the stacks of all threads: threading does not know of bare ones."""
+    return list(sys._current_frames().items())
+
+
+def _outermost(frame: FrameType) -> str:
+    """Name what a thread runs."""
+    name = ""
+    back: FrameType | None = frame
+    while back is not None:
+        if "threading" not in back.f_code.co_filename:
+            name = f"{back.f_code.co_qualname} ({back.f_code.co_filename})"
+        back = back.f_back
+    return name
 
 
 def _children() -> list[str]:

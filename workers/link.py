@@ -9,13 +9,14 @@ from __future__ import annotations
 __all__ = ["Link"]
 
 import os
-import threading
 import time
+from _thread import allocate_lock, start_new_thread
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import zmq
+from zmq import backend
 
 from supervisor import log
 from supervisor.errors import WireError
@@ -33,6 +34,16 @@ from supervisor.protocol import (
     decode,
     encode,
 )
+
+# What lies under pyzmq's own classes (`backend`) and a bare thread under threading's: those touch
+# half a megabyte of Python objects that a forked worker otherwise shares, and take a millisecond.
+# So do its enums.
+_DEALER = int(zmq.DEALER)
+_LINGER = int(zmq.LINGER)
+_ROUTING_ID = int(zmq.ROUTING_ID)
+_POLLIN = int(zmq.POLLIN)
+_DONTWAIT = int(zmq.DONTWAIT)
+_FOR_EVER = -1  # milliseconds
 
 
 class Handler(Protocol):
@@ -69,15 +80,16 @@ class Link:
         self._outgoing: deque[FromWorker] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._timers: list[tuple[float, Callable[[], object]]] = []
-        self._context = zmq.Context()
+        self._context = backend.Context()
         self._orphaned = False
         self._over = False
         self._has_ended = False  # written by the link's thread, last of all
-        self._thread = threading.Thread(target=self._serve, name="ackvisor-link", daemon=True)
+        self._running = allocate_lock()  # held by the link's thread until then
 
     def start(self) -> None:
         """Connect and say hello. Called once."""
-        self._thread.start()
+        self._running.acquire()
+        start_new_thread(self._serve, ())
 
     @property
     def has_ended(self) -> bool:
@@ -98,7 +110,7 @@ class Link:
         """Send the last message; return on its receipt, or after `timeout` seconds without one."""
         self.send(last)
         self.call_at(time.monotonic() + timeout, self._end)
-        self._thread.join(timeout + 1.0)
+        self._running.acquire(True, timeout + 1.0)
 
     # --- the link's thread ----------------------------------------------------------------------
 
@@ -107,25 +119,25 @@ class Link:
             self._turn(self._connected())
         finally:
             self._has_ended = True
+            self._running.release()
 
-    def _connected(self) -> zmq.Socket[bytes]:
+    def _connected(self) -> backend.Socket:
         """Connect and say hello."""
-        dealer = self._context.socket(zmq.DEALER)
-        # Not as attributes: pyzmq's look-up of these touches a megabyte that forks share.
-        dealer.setsockopt(zmq.LINGER, 0)  # what matters has a receipt
+        dealer = backend.Socket(self._context, _DEALER)
+        dealer.set(_LINGER, 0)  # what matters has a receipt
         # Never used twice, so no other worker's messages can reach this one.
-        dealer.setsockopt(zmq.ROUTING_ID, f"{self._hello.worker}/{self._hello.token[:8]}".encode())
+        dealer.set(_ROUTING_ID, f"{self._hello.worker}/{self._hello.token[:8]}".encode())
         dealer.connect(self._endpoint)
         dealer.send(encode(self._hello))
         self._dealer = dealer  # never closed: the process ends, and nothing is left to be sent
         return dealer
 
-    def _turn(self, dealer: zmq.Socket[bytes]) -> None:
-        poller = zmq.Poller()
-        for readable in (dealer, self._wake, self._lifeline):
-            poller.register(readable, zmq.POLLIN)
+    def _turn(self, dealer: backend.Socket) -> None:
+        sources: list[tuple[Any, int]] = [
+            (readable, _POLLIN) for readable in (dealer, self._wake, self._lifeline)
+        ]
         while not self._over:
-            ready = dict(poller.poll(self._until_next_timer()))
+            ready = [source for source, _ in backend.zmq_poll(sources, self._until_next_timer())]
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             if dealer in ready:
@@ -137,14 +149,14 @@ class Link:
                 elif isinstance(message, Drained):
                     return  # nobody is there to give a receipt
             if self._lifeline in ready and _has_ended(self._lifeline):
-                poller.unregister(self._lifeline)
+                sources.remove((self._lifeline, _POLLIN))
                 self._orphaned = True
                 self._handler.orphaned()
             self._run_timers()
 
-    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
+    def _receive(self, dealer: backend.Socket) -> None:
         try:
-            message: Message = decode(dealer.recv(zmq.DONTWAIT), ToWorker)  # type: ignore[arg-type]
+            message: Message = decode(dealer.recv(_DONTWAIT), ToWorker)  # type: ignore[arg-type]
         except (zmq.Again, WireError) as exc:
             log.get_logger().warning("link.dropped", error=str(exc))
             return
@@ -161,9 +173,9 @@ class Link:
     def _end(self) -> None:
         self._over = True
 
-    def _until_next_timer(self) -> int | None:
+    def _until_next_timer(self) -> int:
         if not self._timers:
-            return None
+            return _FOR_EVER
         left = min(when for when, _ in self._timers) - time.monotonic()
         return max(0, round(left * 1000 + 0.5))
 

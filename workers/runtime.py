@@ -61,12 +61,38 @@ FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its
 
 Timer = tuple[float, Callable[[], object]]
 
+_living: _Runtime | None = None  # the worker that this process is
+
 
 def preload(schemes: Iterable[str]) -> None:
     """Import what every worker will need, before the fork: paid once, and shared."""
     for scheme in schemes:
         with contextlib.suppress(Exception):  # each worker reports a missing driver itself
             drivers.from_url(f"{scheme}:///", None)
+
+
+def prepare() -> None:
+    """Lay out the signals of the workers that this process forks: a clean slate.
+
+    It is not a worker's own business because it touches pages that all of them can share.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole terminal
+    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGUSR2, _stacks_written)
+
+
+def _terminated(number: int, _frame: object) -> None:
+    if _living is None:  # nobody yet
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    else:
+        _living.terminated()
+
+
+def _stacks_written(_number: int, _frame: object) -> None:
+    """Do nothing: faulthandler has written the stacks before it chained to this."""
 
 
 def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
@@ -124,7 +150,7 @@ class _Runtime:
             self,
         )
         self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
-        self._reset_signals()
+        self._watch_signals()
         self._worker = Worker(
             id=assignment.worker,
             group=assignment.group,
@@ -146,20 +172,17 @@ class _Runtime:
 
     # --- signals -------------------------------------------------------------------------------
 
-    def _reset_signals(self) -> None:
-        """Start from a clean slate, whatever the supervisor's own dispositions are."""
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number in (signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole terminal
+    def _watch_signals(self) -> None:
+        """Let the supervisor see them, and take what `prepare` has laid out."""
+        global _living  # noqa: PLW0603 (a process is one worker)
         # C code writes the number of each signal to the lifeline, whatever Python is doing: so the
         # supervisor learns of a SIGTERM, and of the end of the stacks that precede a SIGUSR2's.
         signal.set_wakeup_fd(self._lifeline, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._terminated)
-        signal.signal(signal.SIGUSR2, lambda *_: None)
+        _living = self
         faulthandler.register(signal.SIGUSR2, file=self._lifeline, all_threads=True, chain=True)
         faulthandler.enable(file=self._lifeline, all_threads=True)  # a crash tells where, too
 
-    def _terminated(self, _number: int, _frame: object) -> None:
+    def terminated(self) -> None:
         """Drain although the link is dead. With a link, the supervisor answers with a cancel."""
         if self._link.has_ended:
             # In a thread of its own: this handler may have interrupted whoever holds a lock.

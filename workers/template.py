@@ -244,6 +244,7 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
 def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) -> None:
     # Readable once her children have another parent; a pipe's end would come before that.
     herself = os.pidfd_open(os.getpid())
+    runtime.prepare()
     for position, (fork, lifeline) in enumerate(batch):
         try:
             pid = os.fork()

@@ -197,6 +197,8 @@ class WaitGroup:
                 child.
         """
         self._check_not_in_the_loop_of_a_task()
+        if self._is_over():
+            return
         waiter = self._begin_wait(timeout)
         try:
             waiter.wait()
@@ -218,6 +220,13 @@ class WaitGroup:
         finally:
             self._end_wait(waiter)
         self._raise_outcome(timeout)
+
+    def _is_over(self) -> bool:
+        """Begin a wait; tell whether it has nothing to wait for and nothing to raise."""
+        self._check_process()
+        with self._lock:
+            self._waited = True
+            return not (self._unnamed or self._children or self._failures)
 
     def _begin_wait(self, timeout: float | Context | None) -> Context:
         """Return a context that ends with the limit, or when the counter is zero."""

@@ -79,10 +79,10 @@ class _Ledger:
 
     def wait(self, ctx: Context) -> None:
         """Return when nothing is in flight, or when the context ends."""
-        waiter = ctx.with_cancel()
         with self._lock:
             if not self._jobs:
                 return
+            waiter = ctx.with_cancel()
             self._waiters.append(waiter)
         waiter.wait()
 

@@ -56,7 +56,7 @@ def test_a_worker_is_what_it_is_told_and_belongs_to_the_supervisor(tmp_path):
             assert line["ids"] == [worker, "look", 1]
             assert {"APP_MODE", "USERS_OWN", "HOME"} <= set(line["environment"])
             assert not set(PRIVATE) & set(line["environment"])
-            assert sorted(line["threads"]) == ["MainThread", "ackvisor-link"]
+            assert line["threads"] == ["MainThread"]
         assert supervised.stop() == 0
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 __all__ = ["Keeper"]
 
-import threading
 import weakref
-from _thread import allocate_lock
+from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
@@ -20,18 +19,16 @@ class Keeper:
     `wakes_at` and `hurry` are guarded by the pool's lock.
     """
 
-    def __init__(self, turn: Callable[[], float | None], name: str) -> None:
+    def __init__(self, turn: Callable[[], float | None]) -> None:
         """Make it without a thread.
 
         Args:
             turn: A method: does what is due and returns in how many seconds it wants to be called
                 again; None: nothing is due, and `wakes_at` has been set to inf.
-            name: The thread's.
         """
         self._bell = bell = allocate_lock()
         bell.acquire()
         self._turn = weakref.WeakMethod(turn, lambda _: ring(bell))
-        self._name = name
         self.wakes_at = inf  # when the thread looks next; inf: there is none
 
     def hurry(self, due: float) -> bool:
@@ -45,8 +42,9 @@ class Keeper:
 
     def start(self) -> None:
         """Start the thread that `hurry` asked for."""
+        # A bare one: a Thread is 250 KB of Python objects that a forked worker otherwise shares.
         with suppress(RuntimeError):  # the interpreter is going down: nothing will be due any more
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            start_new_thread(self._run, ())
 
     def dismiss(self) -> None:
         """Have `turn` called now: perhaps nothing is due any more."""
@@ -61,4 +59,4 @@ class Keeper:
             del turn
             if left is None:
                 return
-            self._bell.acquire(True, min(max(left, 0.0), threading.TIMEOUT_MAX))
+            self._bell.acquire(True, min(max(left, 0.0), TIMEOUT_MAX))

@@ -181,7 +181,7 @@ class Pool(Shell):
         self._sparing = threading.Lock()
         self._use_state(PoolState(Settings(**settings)))
         self._use_driver(driver or Driver())
-        self._keeper = Keeper(self._turn, f"pool-{self.name}-keeper")
+        self._keeper = Keeper(self._turn)
         forks.register(self)
         if listener is not None:
             self._emit("PoolCreated")
@@ -856,7 +856,7 @@ class Pool(Shell):
         self._lock = threading.Lock()
         super().disinherit()
         self._tidy = _refuse
-        self._keeper = Keeper(self._turn, f"pool-{self.name}-keeper")
+        self._keeper = Keeper(self._turn)
 
 
 class Lease:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 __all__ = ["SQLiteDriver", "from_url"]
 
-import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -254,15 +253,18 @@ def from_url(url: str, _application_name: str | None) -> tuple[Callable[[float],
     name = f"file:{quote(path)}?mode={mode}"
 
     def connect(_timeout: float) -> sqlite3.Connection:
-        if mode == "rwc":
-            _make_folder(path)
-        conn = sqlite3.connect(
-            name, uri=True, timeout=OPEN_STEP, check_same_thread=False, factory=PatientConnection
-        )
+        try:
+            conn = _open(name)
+        except sqlite3.OperationalError:
+            if mode != "rwc" or not _make_folder(path):
+                raise
+            conn = _open(name)
         conn.patience = timeout
         try:
-            # It is a property of the file. Writing it again would want a lock each time.
-            if mode != "ro" and _journal_mode(conn) != journal:
+            # It is a property of the file. Writing it again would want a lock each time; and to
+            # ask for it opens the whole log, where others have that open and so answer it.
+            is_known = journal == "wal" and os.path.exists(f"{path}-wal")
+            if mode != "ro" and not is_known and _journal_mode(conn) != journal:
                 conn.execute(f"PRAGMA journal_mode = {journal}")
             conn.wait_at_once(timeout)
         except BaseException:
@@ -273,10 +275,21 @@ def from_url(url: str, _application_name: str | None) -> tuple[Callable[[float],
     return connect, SQLiteDriver()
 
 
-def _make_folder(path: str) -> None:
-    """Make the folder of the file as the file is made, but not the folders above it."""
-    with contextlib.suppress(OSError):  # sqlite3 says what is wrong
+def _open(name: str) -> PatientConnection:
+    return sqlite3.connect(
+        name, uri=True, timeout=OPEN_STEP, check_same_thread=False, factory=PatientConnection
+    )
+
+
+def _make_folder(path: str) -> bool:
+    """Make the folder of the file as the file is made, not those above it; tell if it may be there."""
+    try:
         os.mkdir(os.path.dirname(path) or ".")
+    except FileExistsError:  # another worker was quicker
+        return True
+    except OSError:  # sqlite3 says what is wrong
+        return False
+    return True
 
 
 def _journal_mode(conn: sqlite3.Connection) -> str:
