@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from supervisor.errors import ConfigError, SupervisorError
+from supervisor.errors import ConfigError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
     from supervisor.client import Client
@@ -163,11 +163,26 @@ def events(config: Path, *, follow: bool) -> None:
 
 @main.command()
 @_config
+@click.argument("worker", metavar="WORKER")
+def why(config: Path, worker: str) -> None:
+    """Tell the story of a WORKER, also of one that is gone, from its spawn to its end."""
+    from supervisor.story import tell
+
+    with _client(config) as client:
+        told = tell(worker, (event for event, _ in client.events(follow=False)))
+    if told is None:
+        raise UsageError(f"no event names {worker!r}; the last 10,000 events are kept")
+    _say(told)
+
+
+@main.command()
+@_config
 @click.option("--grace", metavar="D", help='Another grace than the configured one, as "10s".')
 @click.option("--now", is_flag=True, help="At once: SIGKILL after at most a second.")
 def stop(config: Path, grace: str | None, *, now: bool) -> None:
     """Stop the supervisor as SIGTERM does, and return when it has gone."""
     from supervisor.config.values import duration
+    from supervisor.farewell import show
     from supervisor.protocol import Stop
 
     if grace is not None and now:
@@ -181,6 +196,8 @@ def stop(config: Path, grace: str | None, *, now: bool) -> None:
     with _client(config) as client:
         stopping = client.ask(Stop(seconds, now))
         left = max(0.0, stopping.deadline - time.monotonic())
+        if sys.stderr.isatty():
+            show(client, stopping, sys.stderr)
         if not client.wait_until_gone(stopping.deadline + STOP_MARGIN):
             raise SupervisorError(
                 f"the supervisor (pid {stopping.pid}) is still there, {STOP_MARGIN:g} s after "

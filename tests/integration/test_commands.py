@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -303,6 +304,25 @@ def test_stop_with_another_grace(tmp_path, words):
     assert "_spin_for_ever" in killed["stacks"]
 
 
+def test_stop_shows_a_person_who_is_outstanding_and_how_it_ended(tmp_path):
+    """On a terminal there is a line of progress, and a summary with the name of who was killed."""
+    config = group("idle", "idle") + group("busy", "deaf")
+    with Supervised(tmp_path, config, supervisor='grace = "1s"') as supervised:
+        supervised.ready()
+        ours, theirs = os.openpty()
+        stop = subprocess.Popen(supervised.words("stop"), stderr=theirs, stdout=theirs)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+        assert stop.wait(30.0) == 0
+        assert supervised.wait() == 1
+    assert b"outstanding: busy-1" in shown
+    assert b"stopped: 2 workers, 1 drained, killed: busy-1\r\n" in shown
+
+
 def test_stopping_twice_hurries_nobody(tmp_path):
     """A second `stop` waits for the same end; only --now and the signals hurry it."""
     with Supervised(
@@ -313,6 +333,28 @@ def test_stopping_twice_hurries_nobody(tmp_path):
         assert [stop.wait(30.0) for stop in stops] == [0, 0]
         assert supervised.wait() == 0
     assert supervised.events("victim.finished")
+
+
+# --- why -----------------------------------------------------------------------------------------
+
+
+def test_why_tells_the_story_of_a_worker_that_is_gone(tmp_path):
+    """A kill from outside, the life of the one that came after it, and who never was."""
+    with Supervised(tmp_path, group("idle", "idle")) as supervised:
+        supervised.ready()
+        os.kill(supervised.worker_pids()["idle-1"], signal.SIGKILL)
+        supervised.event("worker.ready", worker="idle-2")
+        gone = supervised.command("why", "idle-1").stdout.splitlines()
+        assert gone[0].startswith("idle-1 of group idle, generation 1, ")
+        assert gone[1].endswith(f"was spawned, pid {supervised.event('worker.spawned')['pid']}")
+        assert gone[-1] == (
+            "In short: idle-1 ended without a word, by SIGKILL: from outside, or a crash."
+        )
+        assert "In short: idle-2 is there" in supervised.command("why", "idle-2").stdout
+        nobody = supervised.command("why", "idle-9")
+        assert (nobody.returncode, nobody.stdout) == (2, "")
+        assert "no event names 'idle-9'" in nobody.stderr
+        assert supervised.stop() == 0
 
 
 # --- a user's mistakes ---------------------------------------------------------------------------
@@ -337,6 +379,8 @@ def test_stopping_twice_hurries_nobody(tmp_path):
         (["events", "-c", "{config}"], 69, "supervisor start"),
         (["events", "--follow", "-c", "{config}"], 69, "supervisor start"),
         (["stop", "-c", "{config}"], 69, "supervisor start"),
+        (["why", "-c", "{config}"], 2, "WORKER"),
+        (["why", "-c", "{config}", "idle-1"], 69, "supervisor start"),
     ],
 )
 def test_a_mistake_ends_with_its_code_and_a_sentence(tmp_path, words, code, said):
@@ -350,7 +394,7 @@ def test_a_mistake_ends_with_its_code_and_a_sentence(tmp_path, words, code, said
     assert len(done.stderr.splitlines()) < 25
 
 
-COMMANDS = ("check", "start", "status", "events", "reload", "restart", "scale", "stop")
+COMMANDS = ("check", "start", "status", "events", "why", "reload", "restart", "scale", "stop")
 
 
 def test_help_everywhere(tmp_path):
