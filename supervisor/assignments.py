@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["allowances_wanted", "assignment", "group_specs", "recipe"]
+__all__ = ["allowances_wanted", "assignment", "group_specs", "recipe", "tune"]
 
 from collections.abc import Mapping
+from typing import Any
 
 from supervisor import protocol
-from supervisor.config import GroupSettings, Settings
+from supervisor.config import GroupSettings, PoolSettings, Settings
 from supervisor.core.budget import Tell
 from supervisor.core.fleet import GroupSpec
 from supervisor.processes import Recipe
@@ -87,25 +88,37 @@ def assignment(
         run=rules.run,
         grace=settings.supervisor.grace,
         abort_margin=settings.supervisor.abort_margin,
+        log_format=settings.log.format,
+        log_level=settings.log.level,
         options=rules.options,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
     )
+
+
+def tune(settings: Settings, group: str, number: int) -> protocol.Tune:
+    """Return what a group's running workers are told of settings that they can take."""
+    return protocol.Tune(
+        number=number,
+        grace=settings.supervisor.grace,
+        abort_margin=settings.supervisor.abort_margin,
+        log_format=settings.log.format,
+        log_level=settings.log.level,
+        pools={
+            name: protocol.PoolLimits(**_limits(pool))
+            for name, pool in settings.pools_of(group).items()
+        },
+    )
+
+
+def _limits(pool: PoolSettings) -> dict[str, Any]:
+    return {name: getattr(pool, name) for name in protocol.PoolLimits.__struct_fields__}
 
 
 def _pool(settings: Settings, name: str, first: Tell | None) -> protocol.PoolSettings:
     pool = settings.pools[name]
     return protocol.PoolSettings(
         url=pool.url,
-        max_open=pool.max_open,
-        max_idle=pool.max_idle,
-        max_lifetime=pool.max_lifetime,
-        max_idle_time=pool.max_idle_time,
-        acquire_timeout=pool.acquire_timeout,
-        leak_threshold=pool.leak_threshold,
-        connect_timeout=pool.connect_timeout,
-        max_connecting=pool.max_connecting,
-        validate_after_idle=pool.validate_after_idle,
-        keepalive=pool.keepalive,
+        **_limits(pool),
         allowance=None if first is None else first.allowance,
         serial=0 if first is None else first.serial,
     )

@@ -34,11 +34,12 @@ class Template:
     Attributes:
         recipe: what it was told to import, a `processes.Recipe`; None while it is launched in advance.
         loaded: it has imported that, and forks.
+        folders: where the modules came from, once it is loaded.
         waiting: forks that were asked for before that: worker and frame.
         outbox: frames that its socket could not take yet, each with a descriptor or -1.
     """
 
-    __slots__ = ("control", "loaded", "outbox", "pid", "pidfd", "recipe", "waiting")
+    __slots__ = ("control", "folders", "loaded", "outbox", "pid", "pidfd", "recipe", "waiting")
 
     def __init__(self, pid: int, control: socket.socket) -> None:
         self.pid = pid
@@ -46,6 +47,7 @@ class Template:
         self.control = control
         self.recipe: Any = None
         self.loaded = False
+        self.folders: tuple[str, ...] = ()
         self.waiting: list[tuple[str, bytes]] = []
         self.outbox: deque[tuple[bytes, int]] = deque()
 

@@ -33,6 +33,10 @@ class Lending:
         """Have each budget do for these terms from now on."""
         self._tell(self._budgets.change(terms))
 
+    def bound(self, maxima: Mapping[str, int]) -> None:
+        """Let each worker have so many connections of these pools at most."""
+        self._tell(self._budgets.bound(maxima))
+
     def join(self, worker: str, wanted: dict[str, int]) -> Mapping[str, Tell]:
         """Take a new worker into the ledgers; return its first allowances, by pool."""
         self._untold[worker] = []

@@ -7,7 +7,7 @@ because context variables do not reach threads that are started later.
 
 from __future__ import annotations
 
-__all__ = ["bind", "configure", "get_logger", "timestamp"]
+__all__ = ["bind", "change", "configure", "get_logger", "timestamp"]
 
 import contextlib
 import logging
@@ -27,6 +27,9 @@ finally:
 
 _Fields = MutableMapping[str, Any]
 _bound: dict[str, Any] = {}
+# Loggers keep what they were made with: their class, and this list. So both are changed in place.
+_processors: list[Any] = []
+_in_force = ("", "")  # style and level
 
 
 def get_logger() -> Any:
@@ -46,21 +49,50 @@ def configure(style: str, level: str) -> None:
         style: "console" for eyes, "json" for programs.
         level: the least severe level that is written, as "info".
     """
-    threshold = getattr(logging, level.upper())
-
-    colours = style == "console" and sys.stderr.isatty()
+    _take(style, level)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            _add_bound,
-            structlog.processors.add_log_level,
-            *(_console(colours=colours) if style == "console" else _json()),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        processors=_processors,
+        wrapper_class=_Logger,
         logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(handlers=[_ToStructlog()], level=threshold, force=True)
+    logging.basicConfig(handlers=[_ToStructlog()], level=level.upper(), force=True)
+
+
+def change(style: str, level: str) -> None:
+    """Change style and level of every logger that there is. Any thread; after `configure`.
+
+    The level of the standard library's root logger follows, unless the application has set another.
+    """
+    if (style, level) == _in_force:
+        return
+    root = logging.getLogger()
+    if root.level == logging.getLevelName(_in_force[1].upper()):
+        root.setLevel(level.upper())
+    _take(style, level)
+
+
+def _take(style: str, level: str) -> None:
+    global _in_force  # noqa: PLW0603  # a process has one log
+    colours = style == "console" and sys.stderr.isatty()
+    # Of the same length in both styles: a line that another thread is writing comes to its end.
+    _processors[:] = [
+        structlog.contextvars.merge_contextvars,
+        _add_bound,
+        structlog.processors.add_log_level,
+        *(_console(colours=colours) if style == "console" else _json()),
+    ]
+    _Logger.__bases__ = (_filtering(level),)
+    _in_force = (style, level)
+
+
+def _filtering(level: str) -> type:
+    return structlog.make_filtering_bound_logger(getattr(logging, level.upper()))
+
+
+# What is below the level costs nothing, because structlog has a class of loggers for each level.
+# Every logger of this process is of this class, whose base is that of the level in force.
+_Logger: Any = type("_Logger", (_filtering("info"),), {})
 
 
 def _add_bound(_logger: object, _method: str, fields: _Fields) -> _Fields:

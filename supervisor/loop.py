@@ -21,7 +21,7 @@ import zmq
 
 from supervisor import log, protocol
 from supervisor.assignments import allowances_wanted, assignment, group_specs, recipe
-from supervisor.config import Settings, load
+from supervisor.config import Settings, compared, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
@@ -38,7 +38,9 @@ from supervisor.processes import (
     reserve_descriptors,
 )
 from supervisor.signals import Signals
+from supervisor.sources import Sources
 from supervisor.status import Reports, group_status, worker_status
+from supervisor.tuning import Tuning
 
 FOLLOWERS_BATCH = 500  # events
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
@@ -83,6 +85,7 @@ class Supervisor:
     ) -> None:
         self._source = settings.source
         self._generations = {1: settings}
+        self._sources = {1: Sources(settings.supervisor.path)}
         self._in_force = 1
         self._last_generation = 1
         self._on_ready = on_ready
@@ -104,6 +107,7 @@ class Supervisor:
         self._counts: dict[str, int] = {}  # of groups that were scaled
         self._lending = Lending(self._control.to_worker)
         self._lending.change(settings.budget_terms())
+        self._tuning = Tuning(self._control.to_worker)
         self._started = log.timestamp()
         self._reports = Reports()
         self._dumps_wanted: set[str] = set()
@@ -141,6 +145,7 @@ class Supervisor:
                 self._fleet.next_deadline(),
                 self._processes.next_deadline(),
                 self._lending.next_deadline(),
+                self._tuning.next_deadline(),
                 self._reports.next_deadline(),
             )
             if due is not None
@@ -165,6 +170,9 @@ class Supervisor:
                 self._client_request(client, request)
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
+        done = self._tuning.conclusion(time.monotonic(), is_rolling=self._fleet.is_rolling)
+        if done is not None:
+            self._announce(done)
         self._answer_inquiries(time.monotonic())
         self._feed_followers()
 
@@ -226,6 +234,7 @@ class Supervisor:
                 else:
                     self._handle(ev.WorkerRegistered(worker))
                     self._lending.registered(worker)
+                    self._tuning.registered(worker)
             case protocol.Ready():
                 self._handle(ev.WorkerReady(worker))
             case protocol.Acknowledged():
@@ -246,6 +255,8 @@ class Supervisor:
                 self._leak_found(worker, message)
             case protocol.Usage():
                 self._lending.heard(worker, message)
+            case protocol.Tuned():
+                self._tuning.confirmed(worker, message.number)
             case _:
                 assert_never(message)
 
@@ -318,12 +329,7 @@ class Supervisor:
                 deadline = self._fleet.snapshot().deadline or time.monotonic()
                 self._control.to_client(client, protocol.Stopping(os.getpid(), deadline))
             case protocol.Reload():
-                after = self._journal.last
-                problems = self._reload()
-                answer: protocol.ToClient = protocol.Accepted(after, self._last_generation)
-                if problems:
-                    answer = protocol.Refused(problems)
-                self._control.to_client(client, answer)
+                self._control.to_client(client, self._reload())
             case protocol.Restart():
                 self._restart(client, request.target)
             case protocol.Scale():
@@ -369,15 +375,51 @@ class Supervisor:
 
     # --- reload ----------------------------------------------------------------------------------
 
-    def _reload(self) -> str:
-        """Read the configuration again and begin the roll; return what is wrong, "" for nothing."""
+    def _reload(self) -> protocol.Accepted | protocol.Refused:
+        """Read the configuration again, and have it applied: by a roll, or to those who run."""
+        after = self._journal.last
         try:
             settings = self._reread()
         except ConfigError as exc:
             self._announce(ac.Announce("reload.rejected", {"reason": str(exc)}))
-            return str(exc)
+            return protocol.Refused(str(exc))
+        changes = compared(self._settings, settings)
+        reason = ", ".join(changes.others)
+        if changes.are_live and self._fleet.takes_settings:
+            reason = self._doubt_about_code()
+            if not reason:
+                self._apply(settings, changes.live)
+                return protocol.Accepted(after, self._in_force, is_live=True)
+        self._roll_to(settings, reason)
+        return protocol.Accepted(after, self._last_generation)
+
+    def _doubt_about_code(self) -> str:
+        """Return why the code on disk may be another one than runs; "" when it is the same."""
+        folders = self._processes.folders(self._in_force)
+        if folders is None:
+            return "workers import code that their template does not know"
+        return self._sources[self._in_force].doubt(folders)
+
+    def _apply(self, settings: Settings, applied: tuple[str, ...]) -> None:
+        """Put other settings in force for those who run, and for those to come."""
+        before, self._generations[self._in_force] = self._settings, settings
+        now = time.monotonic()
+        self._tell_what_has_changed(before)
+        self._processes.change_grace(settings.supervisor.grace)
+        self._tuning.begin(settings, self._in_force, applied, self._fleet.snapshot().workers, now)
+        self._lending.bound({name: pool.max_open for name, pool in settings.pools.items()})
+        self._rebudget()
+        self._handle(
+            ev.SettingsChanged(
+                group_specs(settings), settings.supervisor.grace, settings.supervisor.abort_margin
+            )
+        )
+
+    def _roll_to(self, settings: Settings, reason: str) -> None:
+        """Begin the roll to a new generation."""
         self._last_generation += 1
         self._generations[self._last_generation] = settings
+        self._sources[self._last_generation] = Sources(settings.supervisor.path)
         self._rebudget()
         self._handle(
             ev.ReloadRequested(
@@ -385,9 +427,9 @@ class Supervisor:
                 group_specs(settings),
                 settings.supervisor.grace,
                 settings.supervisor.abort_margin,
+                reason,
             )
         )
-        return ""
 
     def _reread(self) -> Settings:
         """Return what the file holds now.
@@ -417,9 +459,13 @@ class Supervisor:
         """Let the configuration of the fleet's generation be in force."""
         before = self._settings
         self._in_force = self._fleet.snapshot().generation
-        if self._settings is before:
-            return
+        if self._settings is not before:
+            self._tell_what_has_changed(before)
+
+    def _tell_what_has_changed(self, before: Settings) -> None:
+        """Take note that another configuration is in force."""
         self._counts.clear()  # the file says otherwise
+        log.change(self._settings.log.format, self._settings.log.level)
         for name in before.pools.keys() | self._settings.pools.keys():
             old, new = (
                 settings.pools[name].budget if name in settings.pools else None
@@ -432,7 +478,7 @@ class Supervisor:
     def _retire(self, generation: int) -> None:
         """Let go of a generation that no worker will be spawned from any more."""
         self._processes.retire(generation)
-        del self._generations[generation]
+        del self._generations[generation], self._sources[generation]
         self._rebudget()
 
     # --- budgets ---------------------------------------------------------------------------------
@@ -557,6 +603,8 @@ class Supervisor:
             case "group.scaled":
                 self._counts[announce.fields["group"]] = announce.fields["count"]
                 self._rebudget()
+            case "scale.failed":
+                self._tuning.scale_failed(announce.fields)
             case "supervisor.ready":
                 self._on_ready()
             case _:
@@ -565,6 +613,7 @@ class Supervisor:
     def _forget(self, worker: str) -> None:
         self._control.forget(worker)
         self._lending.forget(worker)
+        self._tuning.forget(worker)
         self._reports.forget(worker)
         self._dumps_wanted.discard(worker)
 

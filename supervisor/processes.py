@@ -31,7 +31,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core import events as ev
@@ -64,9 +64,10 @@ class Recipe:
     env: tuple[tuple[str, str], ...]
     entry_points: tuple[str, ...]
     schemes: tuple[str, ...]
-    grace: float
-    log_format: str
-    log_level: str
+    # These may change while it runs, and are no reason for another one.
+    grace: float = field(compare=False)
+    log_format: str = field(compare=False)
+    log_level: str = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,25 @@ class Processes:
                 self._leaving.append(template)
                 _signal(template.pidfd, signal.SIGKILL)
 
+    def folders(self, generation: int) -> tuple[str, ...] | None:
+        """Return where the modules of a generation came from; None where that is not known."""
+        found: dict[str, None] = {}
+        for recipe, template in self._templates.items():
+            if recipe.generation == generation:
+                if not template.loaded or self._tainted & set(recipe.entry_points):
+                    return None
+                found |= dict.fromkeys(template.folders)
+        return tuple(found) or None
+
+    def change_grace(self, seconds: float) -> None:
+        """Let the workers of every template live on for so long when the supervisor has died."""
+        from supervisor.protocol import Grace, encode
+
+        for template in self._templates.values():
+            if template.recipe is not None:
+                template.recipe = replace(template.recipe, grace=seconds)
+            self._send(template, encode(Grace(seconds)), None)
+
     def close(self) -> None:
         """End the templates and release every descriptor. No worker may be left."""
         for template in self._all_templates():
@@ -309,6 +329,7 @@ class Processes:
             return
         if isinstance(message, Loaded):
             template.loaded = True
+            template.folders = message.folders
             waiting, template.waiting = template.waiting, []
             for worker, fork in waiting:
                 if (child := self._children.get(worker)) is not None:

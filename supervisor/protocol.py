@@ -29,12 +29,14 @@ __all__ = [
     "FromTemplate",
     "FromWorker",
     "GetStatus",
+    "Grace",
     "Hello",
     "Inquire",
     "Leak",
     "LeakFound",
     "Load",
     "Loaded",
+    "PoolLimits",
     "PoolSettings",
     "PoolStats",
     "Ready",
@@ -48,6 +50,8 @@ __all__ = [
     "ToClient",
     "ToTemplate",
     "ToWorker",
+    "Tune",
+    "Tuned",
     "Unloadable",
     "Usage",
     "decode",
@@ -76,13 +80,9 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 # --- what both sides know of pools -------------------------------------------------------------
 
 
-class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one pool as configured; durations in seconds, 0 meaning off.
+class PoolLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a pool's settings may change while it runs; durations in seconds, 0 meaning off."""
 
-    `allowance` is the first one, told with `serial`; None: the pool has no budget.
-    """
-
-    url: str
     max_open: int = 10
     max_idle: int = 10
     max_lifetime: float = 1800.0
@@ -93,6 +93,15 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_connecting: int = 2
     validate_after_idle: float = 1.0
     keepalive: float = 0.0
+
+
+class PoolSettings(PoolLimits, frozen=True, kw_only=True):
+    """The settings of one pool as configured.
+
+    `allowance` is the first one, told with `serial`; None: the pool has no budget.
+    """
+
+    url: str
     allowance: int | None = None
     serial: int = 0
 
@@ -164,6 +173,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     grace: float
     abort_margin: float
+    log_format: str
+    log_level: str
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
 
@@ -174,13 +185,24 @@ class Fork(Message, frozen=True):
     assignment: Assignment
 
 
-ToTemplate = Load | Fork
+class Grace(Message, frozen=True):
+    """Another bound than `Load.grace`, from now on."""
+
+    seconds: float
+
+
+ToTemplate = Load | Fork | Grace
 
 # --- template to supervisor --------------------------------------------------------------------
 
 
 class Loaded(Message, frozen=True):
-    """The application is imported (what failed to import, each worker will report itself)."""
+    """The application is imported (what failed to import, each worker will report itself).
+
+    `folders` are those that modules came from, the standard library's apart.
+    """
+
+    folders: tuple[str, ...]
 
 
 class Unloadable(Message, frozen=True):
@@ -261,7 +283,13 @@ class Usage(Message, frozen=True):
     wanted: int
 
 
-FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Failed | Drained
+class Tuned(Message, frozen=True):
+    """The `Tune` of this number, or a later one, is in force."""
+
+    number: int
+
+
+FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Tuned | Failed | Drained
 
 # --- supervisor to worker ----------------------------------------------------------------------
 
@@ -297,7 +325,21 @@ class Allowance(Message, frozen=True):
     unused_only: bool = False
 
 
-ToWorker = Cancel | Inquire | Allowance | Farewell
+class Tune(Message, frozen=True, kw_only=True):
+    """Have these settings instead of those of the assignment. Answered by `Tuned`.
+
+    A pool under a budget keeps to its allowance.
+    """
+
+    number: int
+    grace: float
+    abort_margin: float
+    log_format: str
+    log_level: str
+    pools: dict[str, PoolLimits]
+
+
+ToWorker = Cancel | Inquire | Allowance | Tune | Farewell
 
 # --- command line to supervisor ----------------------------------------------------------------
 
@@ -380,10 +422,14 @@ class Refused(Message, frozen=True):
 
 
 class Accepted(Message, frozen=True):
-    """It will be done; what comes of it is in the events after number `after`."""
+    """It will be done; what comes of it is in the events after number `after`.
+
+    `is_live`: a reload that is applied without replacing anybody.
+    """
 
     after: int
     generation: int = 0
+    is_live: bool = False
 
 
 ToClient = Answer | EventBatch | Stopping | Accepted | Refused

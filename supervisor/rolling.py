@@ -56,6 +56,8 @@ def _is_end(event: dict[str, Any], kind: str, target: str, accepted: Accepted) -
         return True
     if kind != "reload":
         return name in (_DONE[kind], *_FAILED[kind]) and event.get("target") == target
+    if accepted.is_live:
+        return name == "reload.done" and "applied" in event
     numbers = (event.get("generation"), event.get("failed_generation"))
     return name in (_DONE[kind], *_FAILED[kind]) and accepted.generation in numbers
 
@@ -65,8 +67,12 @@ def _conclusion(event: dict[str, Any], kind: str) -> str:
     if name == "supervisor.stopping":
         raise SupervisorError(f"the {kind} was ended by a stop ({event['cause']})")
     if name == _DONE[kind]:
+        if event.get("failed"):
+            raise SupervisorError("\n".join(event["failed"]))
         generation = f", generation {event['generation']}" if kind == "reload" else ""
-        return f"{kind} done{generation}"
+        applied = event.get("applied")
+        live = f": nobody replaced, applied {', '.join(applied)}" if applied else ""
+        return f"{kind} done{generation}{live}"
     if name == "reload.superseded":
         raise SupervisorError("the reload was superseded by a later one")
     raise SupervisorError(

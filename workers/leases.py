@@ -15,10 +15,11 @@ __all__ = ["Leases"]
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from supervisor.protocol import Allowance, PoolSettings, Usage
+from supervisor.protocol import Allowance, PoolLimits, PoolSettings, Usage
 from workers.context import Context
 from workers.pool import Pool
 
@@ -116,6 +117,22 @@ class Leases:
 
     # --- any thread -------------------------------------------------------------------------------
 
+    def resize(self, name: str, **settings: Any) -> bool:
+        """Change settings of a pool but its size, which stays its allowance.
+
+        Returns:
+            False: it has no budget, and nothing was done.
+        """
+        held = self._held.get(name)
+        if held is None:
+            return False
+        with held.lock:
+            if held.pool is not None:
+                most = held.allowance
+                held.pool.resize(max_open=most, max_idle=min(held.max_idle, most), **settings)
+        self._watch(held, time.monotonic())  # who waits may be allowed more than before
+        return True
+
     def _crowded(self, held: _Held) -> None:
         """Somebody has to wait for a connection because there are not more."""
         if held.allowance < held.max_open:
@@ -127,6 +144,13 @@ class Leases:
             self._call_at(when, lambda: self._look(held))
 
     # --- the link's thread ------------------------------------------------------------------------
+
+    def configured(self, limits: Mapping[str, PoolLimits]) -> None:
+        """Have other sizes in the configuration. An allowance that is too high is called back."""
+        for name, limit in limits.items():
+            held = self._held.get(name)
+            if held is not None:
+                held.max_open, held.max_idle = limit.max_open, limit.max_idle
 
     def told(self, message: Allowance) -> None:
         """Have another allowance from now on."""

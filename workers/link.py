@@ -31,6 +31,7 @@ from supervisor.protocol import (
     Inquire,
     Message,
     ToWorker,
+    Tune,
     decode,
     encode,
 )
@@ -57,6 +58,9 @@ class Handler(Protocol):
 
     def allowed(self, message: Allowance) -> None:
         """A pool's part in a budget has changed."""
+
+    def tuned(self, message: Tune) -> None:
+        """Settings have changed that a running worker can take."""
 
     def orphaned(self) -> None:
         """The supervisor has died."""
@@ -167,6 +171,8 @@ class Link:
             self._handler.inquired(message.number)
         elif isinstance(message, Allowance):
             self._handler.allowed(message)
+        elif isinstance(message, Tune):
+            self._handler.tuned(message)
         elif isinstance(message, Farewell):
             self._end()
 

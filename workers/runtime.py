@@ -42,10 +42,13 @@ from supervisor.protocol import (
     Hello,
     Leak,
     LeakFound,
+    PoolLimits,
     PoolSettings,
     PoolStats,
     Ready,
     Report,
+    Tune,
+    Tuned,
 )
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.leases import Leases
@@ -128,6 +131,11 @@ class _Runtime:
         self._assignment = assignment
         self._lifeline = lifeline
         self._lock = threading.Lock()
+        self._grace = assignment.grace
+        self._abort_margin = assignment.abort_margin
+        self._tune: Tune | None = None  # the newest; by the link's thread
+        self._tuning = threading.Lock()
+        log.change(assignment.log_format, assignment.log_level)
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
@@ -219,9 +227,26 @@ class _Runtime:
         """Have another number of connections."""
         self._leases.told(message)
 
+    def tuned(self, message: Tune) -> None:
+        """Take other settings; pools in a thread of the moment, since closing can take time."""
+        self._tune = message
+        self._grace, self._abort_margin = message.grace, message.abort_margin
+        log.change(message.log_format, message.log_level)
+        self._leases.configured(message.pools)
+
+        def take() -> None:
+            self._tune_pools(*list(self._pools))
+            self._link.send(Tuned(message.number))
+
+        thread = threading.Thread(target=take, name="ackvisor-tune", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had: the link waits this once
+            take()
+
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
-        grace = self._assignment.grace
+        grace = self._grace
         self._log.warning("worker.orphaned", grace_seconds=grace)
         # The watchdog is a thread of C code: it ends the process whoever holds the interpreter.
         faulthandler.dump_traceback_later(max(grace, 0.001), exit=True)
@@ -239,7 +264,7 @@ class _Runtime:
         A later deadline than one that is known already changes nothing.
         """
         if abort_at is None:
-            abort_at = deadline - self._assignment.abort_margin
+            abort_at = deadline - self._abort_margin
         with self._lock:
             if self._deadline is not None and deadline >= self._deadline:
                 return []
@@ -252,7 +277,7 @@ class _Runtime:
         ]
 
     def _grace_from_now(self) -> float:
-        return time.monotonic() + self._assignment.grace
+        return time.monotonic() + self._grace
 
     # --- the main thread --------------------------------------------------------------------------
 
@@ -261,6 +286,8 @@ class _Runtime:
         try:
             for name, settings in self._assignment.pools.items():
                 self._pools[name] = self._open_pool(name, settings)
+                if self._tune is not None:  # it came too early for this one
+                    self._tune_pools(name)
             entry = _resolve(self._assignment.run)
             if inspect.iscoroutinefunction(entry):
                 asyncio.run(entry(self._worker))
@@ -323,7 +350,7 @@ class _Runtime:
         """Close all pools at the same time, so that one's wait is not the other's."""
         reports: dict[str, CloseReport] = {}
         # The closing context leaves half of the margin; what leaks must not cost all of that.
-        last_grace = min(LAST_GRACE, self._assignment.abort_margin / 4)
+        last_grace = min(LAST_GRACE, self._abort_margin / 4)
 
         def close(name: str) -> None:
             pool = self._worker.pools[name]
@@ -349,14 +376,7 @@ class _Runtime:
                 application_name=f"{who.supervisor}/{who.worker}",
                 max_open=max_open,
                 max_idle=max_idle,
-                max_lifetime=settings.max_lifetime,
-                max_idle_time=settings.max_idle_time,
-                acquire_timeout=settings.acquire_timeout,
-                leak_threshold=settings.leak_threshold,
-                connect_timeout=settings.connect_timeout,
-                max_connecting=settings.max_connecting,
-                validate_after_idle=settings.validate_after_idle,
-                keepalive=settings.keepalive,
+                **_without_size(settings),
             )
 
         if settings.allowance is None:
@@ -367,6 +387,27 @@ class _Runtime:
             LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
         )
         return pool
+
+    def _tune_pools(self, *names: str) -> None:
+        """Bring pools to the newest settings. Any thread."""
+        with self._tuning:
+            assert self._tune is not None
+            for name in names:
+                limits = self._tune.pools.get(name)
+                if limits is None or self._leases.resize(name, **_without_size(limits)):
+                    continue
+                self._pools[name].resize(
+                    max_open=limits.max_open, max_idle=limits.max_idle, **_without_size(limits)
+                )
+
+
+def _without_size(limits: PoolLimits) -> dict[str, Any]:
+    """Return a pool's settings as keywords, but for how many connections it may have."""
+    return {
+        name: getattr(limits, name)
+        for name in PoolLimits.__struct_fields__
+        if name not in ("max_open", "max_idle")
+    }
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:

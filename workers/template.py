@@ -43,6 +43,7 @@ from supervisor.errors import WireError
 from supervisor.protocol import (
     Fork,
     FromTemplate,
+    Grace,
     Load,
     Loaded,
     ToTemplate,
@@ -124,13 +125,15 @@ class _Template:
                 _close(fds)
             elif isinstance(message, Load):
                 self._load(message)
+            elif isinstance(message, Grace):
+                self._grace = message.seconds
             else:
                 batch.append((message, fds[0]))
         if batch and alive:
             self._beget(batch)
         return alive
 
-    def _decoded(self, frame: bytes) -> Load | Fork | None:
+    def _decoded(self, frame: bytes) -> Load | Fork | Grace | None:
         try:
             return decode(frame, ToTemplate)  # type: ignore[arg-type]
         except WireError as exc:  # one version of the code speaks to itself: a bug, not an attack
@@ -154,10 +157,11 @@ class _Template:
             if found:
                 self._tell(Unloadable(entry_point, found))
                 os._exit(0)
+        loaded = Loaded(_folders())
         gc.collect()
         gc.disable()  # a collection in the parent would unshare the pages of its children
         gc.freeze()
-        self._tell(Loaded())
+        self._tell(loaded)
 
     def _tell(self, message: FromTemplate) -> None:
         with contextlib.suppress(ConnectionError):  # its end is seen where requests are read
@@ -302,6 +306,19 @@ def _unforkable(*own: int) -> tuple[str, ...]:
             if int(name) > 2 and int(name) not in own and target.startswith("socket:"):  # noqa: PLR2004
                 found.append(f"socket on descriptor {name}")
     return tuple(found)
+
+
+def _folders() -> tuple[str, ...]:
+    """Return where the modules that are imported came from, the standard library's apart."""
+    # Not by getattr: a module may import others when it is asked for an attribute.
+    files = (getattr(m, "__dict__", {}).get("__file__") for m in list(sys.modules.values()))
+    folders = {os.path.dirname(file) for file in files if isinstance(file, str)}
+    library = os.path.dirname(os.__file__)
+    return tuple(
+        folder
+        for folder in sorted(folders)
+        if not folder.startswith(library) or "site-packages" in folder
+    )
 
 
 def _close(fds: Iterable[int]) -> None:

@@ -8,16 +8,19 @@ value may be in `values`; where a key stands in the file in `lines`; the reading
 from __future__ import annotations
 
 __all__ = [
+    "Changes",
     "GroupSettings",
     "LogSettings",
     "PoolSettings",
     "Settings",
     "SupervisorSettings",
+    "compared",
     "load",
     "locate",
     "redacted",
 ]
 
+from supervisor.config.changes import Changes, compared
 from supervisor.config.loading import load, locate
 from supervisor.config.settings import (
     GroupSettings,

@@ -201,6 +201,16 @@ class Ledger:
             share.minimum = min(terms.minimum, share.maximum)
         return self._balance()
 
+    def bound(self, maximum: int) -> list[Tell]:
+        """Let each worker have so many at most; what is above that is called back."""
+        tells = []
+        for worker, share in self._shares.items():
+            share.maximum = maximum
+            share.minimum = min(self.terms.minimum, maximum)
+            if share.allowance > maximum:
+                tells.append(self._tell(worker, share, maximum))
+        return tells + self._balance()
+
     # --- the balance -------------------------------------------------------------------------------
 
     def _balance(self) -> list[Tell]:

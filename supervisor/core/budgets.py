@@ -40,6 +40,15 @@ class Budgets:
                 tellings += _of(pool, ledger.change(new))
         return tellings
 
+    def bound(self, maxima: Mapping[str, int]) -> list[Telling]:
+        """Let each worker have so many connections of these pools at most."""
+        return [
+            telling
+            for pool, maximum in maxima.items()
+            if pool in self._ledgers
+            for telling in _of(pool, self._ledgers[pool].bound(maximum))
+        ]
+
     def join(self, worker: str, maxima: Mapping[str, int]) -> tuple[dict[str, Tell], list[Telling]]:
         """Give a new worker its first allowances.
 

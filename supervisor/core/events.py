@@ -166,14 +166,15 @@ class ReloadRequested:
     groups: tuple[GroupSpec, ...]
     grace: float
     abort_margin: float
+    reason: str = ""  # why nobody may keep running what it runs; for who reads the events
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsChanged:
     """The same groups under other rules: what their workers run has not changed.
 
-    Not for a file that was read while a reload is under way: that one is only superseded by another
-    reload, and would put its own rules in force afterwards.
+    Only while `Fleet.takes_settings`. A file that was read while a reload is under way, for one, has
+    to supersede that: it would put its own rules in force afterwards.
     """
 
     groups: tuple[GroupSpec, ...]

@@ -284,8 +284,12 @@ class Fleet:
                 self._rolls.request_reload(event, now)
             case ev.SettingsChanged():
                 self.take_force(event)
+                self._rolls.drop_overtaken_scaling()
+                for worker in self._workers.values():
+                    worker.take(self._terms)
                 for spec in event.groups:
                     self._take_spec(spec, now)
+                self._spawn_what_is_due(now)
             case _:
                 self._rolls.request(event, now)
 
@@ -295,6 +299,8 @@ class Fleet:
             return
         count = group.spec.count
         group.take(replace(spec, count=count))
+        group.reopen()
+        group.refill(now)
         if spec.count != count:
             self._rolls.request(ev.ScaleRequested(spec.name, spec.count), now)
 
@@ -441,6 +447,21 @@ class Fleet:
     def phase(self) -> Phase:
         """What the supervisor as a whole is about."""
         return self._phase
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether workers are being replaced, or are about to be."""
+        return not self._rolls.is_at_rest
+
+    @property
+    def takes_settings(self) -> bool:
+        """Whether other rules can be put in force without a roll.
+
+        Not while a reload is under way. And a reload gives a group that has failed another chance.
+        """
+        return self._phase in (Phase.STARTING, Phase.READY) and not any(
+            group.failure for group in self._groups.values()
+        )
 
     def worker_of(self, worker_id: str) -> WorkerSnapshot | None:
         """Return one living worker, or None."""

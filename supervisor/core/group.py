@@ -146,6 +146,11 @@ class Group:
             for slot in self.slots:
                 self.schedule_recycling(slot)
 
+    def reopen(self) -> None:
+        """Have slots whose workers have ended for good filled again, where the rules say so now."""
+        for slot in self.slots:
+            slot.finished = slot.is_done
+
     def commit(self, generation: int) -> None:
         """Let be in force what a roll has made of it."""
         self.take(self.rolling_spec)

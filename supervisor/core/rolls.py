@@ -104,6 +104,11 @@ class Rolls:
         """When `time_passed` is wanted."""
         return NEVER if self._roll is None else self._roll.due
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is under way and nothing waits."""
+        return self._roll is None and self._next is None and not self._queue
+
     def fills(self, slot: Slot) -> bool:
         """Whether a successor is on its way there, so that nobody else is to be spawned."""
         return self._roll is not None and self._roll.fills(slot)
@@ -120,7 +125,7 @@ class Rolls:
         if self._next is not None:
             self._ground.announce("reload.superseded", generation=self._next.generation)
         self._next = request
-        self._drop_overtaken_scaling()
+        self.drop_overtaken_scaling()
         if self._roll is not None:
             self._roll.abandon(now)
         self.settle(now)
@@ -220,7 +225,10 @@ class Rolls:
         self._stage = _Stage.ROLLING
         self._failure = None
         self._roll = Roll("reload", request.generation, slots, self._ground)
-        self._ground.announce("reload.started", generation=request.generation, workers=len(slots))
+        reason = {"reason": request.reason} if request.reason else {}
+        self._ground.announce(
+            "reload.started", generation=request.generation, workers=len(slots), **reason
+        )
         self._roll.advance(now)
 
     def _add(self, spec: GroupSpec, generation: int) -> Group:
@@ -347,7 +355,8 @@ class Rolls:
         self._dismiss(group.shrink(request.count), self._roll, now)
         self._roll.advance(now)
 
-    def _drop_overtaken_scaling(self) -> None:
+    def drop_overtaken_scaling(self) -> None:
+        """Forget the scaling that waits: a file that is read later wins."""
         for request in [r for r in self._queue if isinstance(r, ev.ScaleRequested)]:
             self._queue.remove(request)
             self._announce_failed("scale", request.group, error=_SUPERSEDED)

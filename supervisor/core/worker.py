@@ -292,6 +292,10 @@ class Worker:
             case _:
                 pass  # given up, or out of time: there is nothing left to hurry
 
+    def take(self, terms: Terms) -> None:
+        """Have other terms for what is decided from now on."""
+        self._terms = terms
+
     def time_passed(self, now: float) -> None:
         """Take every step that is due; afterwards the next one lies in the future."""
         while self.due <= now:
