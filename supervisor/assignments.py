@@ -54,6 +54,7 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         surge=group.surge,
         min_ready_time=group.min_ready_time,
         max_age=group.max_age,
+        max_rss=group.max_rss,
     )
 
 

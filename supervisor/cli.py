@@ -82,7 +82,8 @@ def main() -> None:
 @main.command()
 @_config
 @click.option("--import", "import_", is_flag=True, help="Also import each worker's module.")
-def check(config: Path, *, import_: bool) -> None:
+@click.option("--connect", is_flag=True, help="Also ask each pool's server what it allows.")
+def check(config: Path, *, import_: bool, connect: bool) -> None:
     """Read FILE and print every problem at once."""
     from supervisor.imports import check_entry_points, check_imports
 
@@ -93,6 +94,8 @@ def check(config: Path, *, import_: bool) -> None:
         problems = check_imports(settings, timeout=IMPORT_TIMEOUT)
     if problems:
         raise ConfigError(str(config), problems)
+    if connect:
+        _check_connections(settings, config)
     workers = sum(group.count for group in settings.groups.values())
     _say(
         f"{config}: good. {_count(len(settings.groups), 'group')}, {_count(workers, 'worker')}, "
@@ -238,6 +241,23 @@ def scale(config: Path, size: str, *, wait: bool) -> None:
     if not group or not count.isdecimal() or int(count) > MAX_COUNT:
         raise click.BadParameter(f"{size!r} is not GROUP=N", param_hint="GROUP=N")
     _roll(config, Scale(group, int(count)), "scale", group, wait=wait)
+
+
+def _check_connections(settings: Settings, config: Path) -> None:
+    """Show what each server allows; what cannot fit is a wrong configuration."""
+    from supervisor.connections import check_connections, misfits
+    from supervisor.report import connections_table
+
+    checks = check_connections(settings)
+    _say(connections_table(checks))
+    problems = misfits(settings, checks)
+    unreached = [f"{config}: pools.{each.pool}: {each.error}" for each in checks if each.error]
+    if problems:
+        for line in unreached:
+            _remark(f"supervisor: {line}")
+        raise ConfigError(str(config), problems)
+    if unreached:
+        raise SupervisorError("\n".join(unreached))
 
 
 # --- small things --------------------------------------------------------------------------------

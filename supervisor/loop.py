@@ -39,7 +39,7 @@ from supervisor.processes import (
 )
 from supervisor.signals import Signals
 from supervisor.sources import Sources
-from supervisor.status import Reports, group_status, worker_status
+from supervisor.status import Reports, group_status, rss, worker_status
 from supervisor.tuning import Tuning
 
 FOLLOWERS_BATCH = 500  # events
@@ -507,6 +507,8 @@ class Supervisor:
     def _answer_inquiries(self, now: float) -> None:
         for client in self._reports.answerable(now):
             status = self._status(now)
+            sizes = {worker["id"]: worker["rss_bytes"] for worker in status["workers"]}
+            self._handle(ev.MemoryMeasured(sizes))  # since they are known now anyway
             if client is None:
                 self._log.info("supervisor.status", **status)
             else:
@@ -559,6 +561,9 @@ class Supervisor:
                         self._handle(answer)
                 case ac.Kill():
                     self._processes.kill(action.worker)
+                case ac.MeasureMemory():
+                    workers = self._fleet.snapshot().workers
+                    self._handle(ev.MemoryMeasured({each.id: rss(each.pid) for each in workers}))
                 case ac.Retire():
                     self._take_force()
                     self._retire(action.generation)

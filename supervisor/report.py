@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["status_table", "stop_summary"]
+__all__ = ["connections_table", "status_table", "stop_summary"]
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prettytable import PrettyTable, TableStyle
 
+from supervisor.connections import PoolCheck
 from supervisor.core.actions import Finish, Outcome
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -89,6 +90,29 @@ def _note(group: Mapping[str, Any]) -> str:
     if group["next_restart_in_seconds"] is not None:
         return f"next restart in {group['next_restart_in_seconds']:.1f} s"
     return ""
+
+
+def connections_table(checks: Iterable[PoolCheck]) -> str:
+    """Render what the servers of the pools allow, and what the file may come to need."""
+    rows = [
+        [
+            check.pool,
+            check.server or "not reached",
+            check.arithmetic,
+            *_limit_cells(check),
+            "" if check.connected is None else check.connected,
+        ]
+        for check in checks
+    ]
+    columns = ["pool", "server", "may need", "allowed", "", "connected now"]
+    return str(_table(columns, rows, left={"pool", "server", "may need", ""}))
+
+
+def _limit_cells(check: PoolCheck) -> list[Any]:
+    if check.tightest is None:
+        return [check.allowed, check.note]
+    _, why, most = check.tightest
+    return [most, why]
 
 
 def stop_summary(finish: Finish) -> str:

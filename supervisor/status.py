@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Reports", "group_status", "worker_status"]
+__all__ = ["Reports", "group_status", "rss", "worker_status"]
 
 import os
 import time
@@ -115,12 +115,12 @@ def worker_status(
         "jobs_failed": report.jobs_failed if report else 0,
         "restarts": worker.restarts,
         "uptime_seconds": round(now - worker.spawned_at, 3),
-        "rss_bytes": _rss(worker.pid),
+        "rss_bytes": rss(worker.pid),
         "pools": protocol.to_builtins(report.pools) if report else {},
     }
 
 
-def _rss(pid: int | None) -> int:
+def rss(pid: int | None) -> int:
     """Return resident bytes, 0 for a process that is not there (any more)."""
     if pid is None:
         return 0

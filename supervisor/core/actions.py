@@ -10,6 +10,7 @@ __all__ = [
     "Announce",
     "Finish",
     "Kill",
+    "MeasureMemory",
     "Outcome",
     "Retire",
     "SendCancel",
@@ -71,6 +72,11 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureMemory:
+    """Look how large every worker is. Answered by MemoryMeasured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """No worker of this generation will be spawned any more: its templates may go."""
 
@@ -109,4 +115,6 @@ class Finish:
     outcomes: tuple[Outcome, ...]
 
 
-Action = Spawn | SendCancel | Terminate | TakeStacks | Kill | Retire | Announce | Finish
+Action = (
+    Spawn | SendCancel | Terminate | TakeStacks | Kill | MeasureMemory | Retire | Announce | Finish
+)

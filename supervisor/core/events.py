@@ -17,6 +17,7 @@ from __future__ import annotations
 __all__ = [
     "RECYCLE",
     "Event",
+    "MemoryMeasured",
     "ReloadRequested",
     "Request",
     "RestartRequested",
@@ -45,7 +46,7 @@ from typing import Any
 
 from supervisor.core.spec import GroupSpec
 
-RECYCLE = "recycle"  # why a worker is replaced for its age
+RECYCLE = "recycle"  # why a worker is replaced for its age or size
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,13 @@ class ScaleRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryMeasured:
+    """How many bytes workers have resident, by their ids."""
+
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """`next_deadline()` may have been reached. Handed over after all that has happened by then."""
 
@@ -227,5 +235,6 @@ Event = (
     | ReloadRequested
     | SettingsChanged
     | Request
+    | MemoryMeasured
     | TimePassed
 )

@@ -28,6 +28,7 @@ one that slept: there a deadline is a deadline.
 from __future__ import annotations
 
 __all__ = [
+    "MEASURE_EVERY",
     "RECEIPT_DUE",
     "STACKS_DUE",
     "STOOD_STILL",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import Any, assert_never
@@ -71,6 +72,9 @@ from supervisor.errors import InvariantError
 # Seconds that `TimePassed` may be late before it means that the supervisor stood still. A turn of
 # the loop takes milliseconds, with hundreds of workers tens of them.
 STOOD_STILL = 1.0
+# Seconds between two looks at the memory of workers that are to be replaced for their size. It is
+# the supervisor that wakes up for it, and only where a group asks for that.
+MEASURE_EVERY = 10.0
 
 
 class Phase(Enum):
@@ -122,12 +126,14 @@ class Fleet:
         self._stop_deadline = NEVER
         self._killed_before: set[str] = set()  # whose SIGKILL is no doing of the stop
         self._ended: list[Worker] = []  # those that ended during the stop, for its report
+        self._measured_at = 0.0  # when workers' memory was last asked for
         self._has_excused = False  # since something that was due was last acted on
 
     # --- the three entries -----------------------------------------------------------------------
 
     def start(self, now: float) -> list[ac.Action]:
         """Return what brings up every group. Called once, before anything else."""
+        self._measured_at = now
         for slot in self._slots():
             self._spawn(slot, now)
         self._note_readiness()
@@ -155,6 +161,9 @@ class Fleet:
             ):
                 if self._phase not in (Phase.STOPPING, Phase.STOPPED):
                     self._requested(event, now)
+            case ev.MemoryMeasured():
+                if self.watches_memory:
+                    self._recycle_what_has_outgrown(event.sizes, now)
             case ev.TimePassed():
                 self._time_passed(now)
             case _:
@@ -164,7 +173,7 @@ class Fleet:
 
     def next_deadline(self) -> float | None:
         """Return the moment by which `TimePassed` is wanted, or None when nothing is due."""
-        due = min(self._first_due(), self._rolls.due)
+        due = min(self._first_due(), self._rolls.due, self._measure_due())
         for slot in self._slots():
             restart_due = None if self._rolls.fills(slot) else slot.restart_due
             for wanted in (restart_due, slot.recycle_due):
@@ -404,6 +413,24 @@ class Fleet:
         self._rolls.time_passed(now)
         self._recycle_what_is_due(now)
         self._spawn_what_is_due(now)
+        if self._measure_due() <= now:
+            self._measured_at = now
+            self._outbox.append(ac.MeasureMemory())
+
+    def _measure_due(self) -> float:
+        return self._measured_at + MEASURE_EVERY if self.watches_memory else NEVER
+
+    def _recycle_what_has_outgrown(self, sizes: Mapping[str, int], now: float) -> None:
+        for slot in self._slots():
+            worker = slot.worker
+            if worker is None or not slot.is_ready or slot.has_outgrown:
+                continue
+            size = sizes.get(worker.id, 0)
+            if size > slot.outgrows_at:
+                slot.has_outgrown = True
+                limit = slot.group.spec.max_rss
+                self.announce("worker.outgrown", **worker.who, rss_bytes=size, max_rss_bytes=limit)
+                self._rolls.request(ev.RestartRequested(worker.id, ev.RECYCLE), now)
 
     def _recycle_what_is_due(self, now: float) -> None:
         for slot in self._slots():
@@ -447,6 +474,13 @@ class Fleet:
     def phase(self) -> Phase:
         """What the supervisor as a whole is about."""
         return self._phase
+
+    @property
+    def watches_memory(self) -> bool:
+        """Whether a worker that is too large would be replaced."""
+        return self._phase not in (Phase.STOPPING, Phase.STOPPED) and any(
+            group.spec.max_rss for group in self._groups.values()
+        )
 
     @property
     def is_rolling(self) -> bool:

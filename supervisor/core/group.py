@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from supervisor.core import policy
 from supervisor.core.lifecycle import State
 from supervisor.core.spec import GroupSpec
-from supervisor.core.worker import Step, Worker
+from supervisor.core.worker import NEVER, Step, Worker
 
 # Seconds before a spawn that the system refused is tried again, at least: a configured back-off of
 # zero is meant for workers that have run, and would spin here.
@@ -25,6 +25,8 @@ SPAWN_RETRY = 0.1
 # Share of `max_age` by which a worker is replaced earlier: those that were born together are not to
 # be replaced together.
 AGE_JITTER = 0.1
+# Share of `max_rss` by which a worker is replaced earlier: those that do the same work grow alike.
+RSS_JITTER = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +42,8 @@ class Slot:
     attempt: int = 0  # restarts since the last quiet window: the exponent of the back-off
     births: int = 0
     recycle_due: float | None = None  # when its worker is old enough to be replaced
+    outgrows_at: float = NEVER  # bytes above which its worker is replaced
+    has_outgrown: bool = False  # and has been asked to be
 
     @property
     def is_done(self) -> bool:
@@ -116,14 +120,19 @@ class Group:
         )
 
     def schedule_recycling(self, slot: Slot) -> None:
-        """Settle when the slot's worker will be old enough to be replaced, if ever."""
+        """Settle when the slot's worker will be old or large enough to be replaced, if ever."""
         slot.recycle_due = None
+        slot.outgrows_at = NEVER
+        slot.has_outgrown = False
+        if self.spec.max_rss:
+            slot.outgrows_at = self.spec.max_rss * (1.0 - RSS_JITTER * self._draw())
         if self.spec.max_age and slot.worker is not None and slot.is_ready:
             age = self.spec.max_age * (1.0 - AGE_JITTER * self._draw())
             slot.recycle_due = slot.worker.history[Step.READY] + age
 
     def put_off_recycling(self, slot: Slot, now: float) -> None:
-        """See to it that a worker which could not be replaced for its age is tried again."""
+        """See to it that a worker which could not be replaced is tried again."""
+        slot.has_outgrown = False
         if self.spec.max_age and slot.is_ready and slot.recycle_due is None:
             slot.recycle_due = now + self.spec.max_age * AGE_JITTER
 
@@ -142,7 +151,7 @@ class Group:
     def take(self, spec: GroupSpec) -> None:
         """Let other rules be in force; its size is for `grow` and `shrink`."""
         before, self.spec = self.spec, spec
-        if spec.max_age != before.max_age:
+        if (spec.max_age, spec.max_rss) != (before.max_age, before.max_rss):
             for slot in self.slots:
                 self.schedule_recycling(slot)
 

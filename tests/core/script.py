@@ -119,6 +119,8 @@ def _line(action: ac.Action) -> str:
             return f"Finish {action.exit_code}"
         case ac.Retire():
             return f"Retire {action.generation}"
+        case ac.MeasureMemory():
+            return "MeasureMemory"
         case _:
             return f"{type(action).__name__} {action.worker}"
 

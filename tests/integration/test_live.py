@@ -191,3 +191,32 @@ def test_more_workers_that_do_not_come_are_told(tmp_path):
         assert "scale of web: " in done.stderr
         assert before.items() <= live.worker_pids().items()
         live.stop()
+
+
+GROWS = """
+def run(worker):
+    grown = bytearray(200 << 20) if worker.id == "web-1" else b""
+    worker.ready()
+    worker.accepting.wait()
+    len(grown)
+"""
+
+
+def test_a_worker_that_has_grown_too_large_is_replaced(tmp_path):
+    """As soon as somebody looks, the replacement first; the other one is left alone."""
+    with Supervised(
+        tmp_path,
+        group("web", "app:run", count=2, min_ready_time=0, max_rss="150MiB"),
+        modules={"app": GROWS},
+    ) as grown:
+        grown.ready()
+        status = grown.status()
+        assert grown.event("worker.outgrown")["rss_bytes"] == status["workers"][0]["rss_bytes"]
+        assert grown.event("recycle.done")["target"] == "web-1"
+        assert set(grown.worker_pids()) == {"web-2", "web-3"}
+        names = [
+            line["event"] for line in grown.events() if line.get("worker") in {"web-1", "web-3"}
+        ]
+        assert names.index("worker.outgrown") < names.index("worker.cancelled")
+        assert len(grown.events("worker.outgrown")) == 1
+        assert grown.stop() == 0
