@@ -49,11 +49,17 @@ class Task:
         """The environment of the command: the caller's, without what would bend the figures."""
         kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         return kept | {
+            "PYTHONPATH": str(self.folder),  # where `release` is
             "BENCH_READY": str(self.ready),
             "BENCH_DATABASE": str(self.folder / "main.db"),
             "BENCH_FINISH_S": str(self.finish_s),
             "BENCH_WORKERS": str(self.workers),
         }
+
+    def release(self, version: int) -> None:
+        """Write the module that tells which code a worker runs."""
+        # Of another length each time: bytecode is told from its source by size and second.
+        (self.folder / "release.py").write_text(f"VERSION = {version}\n{'#' * version}\n")
 
     def configure(self, template: Path) -> str:
         """Write `template` into the folder with its `@NAMES@` filled in; return its path."""
@@ -79,7 +85,7 @@ class Contender:
 
     `every` says in which rounds it takes part: those that need seconds for a start are measured
     in every third. `kills` is how many workers may be killed in one life before the supervisor's
-    own brake on restarts is what would be measured.
+    own brake on restarts is what would be measured. `rolls`: a SIGHUP replaces its workers.
     """
 
     name: str
@@ -87,6 +93,7 @@ class Contender:
     command: Callable[[Task], list[str]]
     every: int = 1
     kills: int = 1
+    rolls: bool = True
 
     def missing(self) -> str | None:
         """Why it cannot be started here, or None."""
@@ -128,7 +135,7 @@ CONTENDERS = (
     Contender("cotyledon", "cotyledon", _module("bench.peers.cotyledon_service")),
     Contender("gunicorn --preload", "gunicorn", _gunicorn("--preload"), every=3, kills=3),
     Contender("gunicorn", "gunicorn", _gunicorn(), every=3, kills=3),
-    Contender("circus", "circus", _circus, every=3),
+    Contender("circus", "circus", _circus, every=3, rolls=False),
 )
 
 

@@ -57,6 +57,14 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
+class Roll(NamedTuple):
+    """What a roll came to, as seen from outside."""
+
+    seconds: float  # from the signal to the end of the last old worker
+    missing: int  # how many of the workers were not there in its worst moment
+    old_code: int  # how many of the new ones run what was there before
+
+
 class Fleet:
     """A context manager: starts `contender` with `workers` workers and waits until all are ready.
 
@@ -79,6 +87,7 @@ class Fleet:
         self._root = -1  # pidfd of the supervisor
         self._fifo = -1
         self._unread = b""
+        self._versions: dict[int, int] = {}  # which code each worker runs
 
     def __enter__(self) -> Self:
         try:
@@ -98,6 +107,7 @@ class Fleet:
 
     def _start(self) -> None:
         os.mkfifo(self._task.ready)
+        self._task.release(1)
         # Open for writing too: the FIFO never ends, however few workers have it open.
         self._fifo = os.open(self._task.ready, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         command = self._command(self._task)
@@ -146,9 +156,16 @@ class Fleet:
                 raise ContenderError(self._error(f"has {count} workers not ready in time"))
             if self._fifo not in happened:
                 raise ContenderError(self._error("ended before its workers were ready"))
-            *lines, self._unread = (self._unread + os.read(self._fifo, 4_096)).split(b"\n")
-            self.workers += [int(line) for line in lines]
-            count -= len(lines)
+            born = self._read_ready()
+            self.workers += born
+            count -= len(born)
+
+    def _read_ready(self) -> list[int]:
+        """Return who has said that it is ready, and note which code it runs."""
+        *lines, self._unread = (self._unread + os.read(self._fifo, 4_096)).split(b"\n")
+        said = [tuple(map(int, line.split())) for line in lines]
+        self._versions |= dict(said)
+        return [pid for pid, _ in said]
 
     def processes(self) -> list[int]:
         """The living processes of the tree: all descendants, also of what has died since."""
@@ -227,6 +244,39 @@ class Fleet:
                 _send(victim, signal.SIGKILL)
             self._await_ready(1, begun + _REPLACED_DEADLINE_S)
             return time.monotonic() - begun
+
+    def roll(self) -> Roll:
+        """SIGHUP with other code on disk; what comes of it until all workers are new.
+
+        Raises:
+            ContenderError: they were not all replaced in time.
+        """
+        old, count = set(self.workers), len(self.workers)
+        self._task.release(2)
+        with contextlib.ExitStack() as stack:
+            there = _pidfds(self.workers, stack)
+            poll = select.poll()
+            for descriptor in (self._fifo, *there.values()):
+                poll.register(descriptor, select.POLLIN)
+            fewest = count
+            begun = time.monotonic()
+            signal.pidfd_send_signal(self._root, signal.SIGHUP)
+            while old & set(there) or len(there) < count:
+                left_ms = (begun + _REPLACED_DEADLINE_S - time.monotonic()) * 1_000
+                happened = {fd for fd, _ in poll.poll(max(0.0, left_ms))}
+                if not happened:
+                    raise ContenderError(self._error("did not replace its workers in time"))
+                if self._fifo in happened:  # who comes before who goes, in one look
+                    for pid, pidfd in _pidfds(self._read_ready(), stack).items():
+                        there[pid] = pidfd
+                        poll.register(pidfd, select.POLLIN)
+                for pid in [pid for pid, pidfd in there.items() if pidfd in happened]:
+                    poll.unregister(there.pop(pid))
+                fewest = min(fewest, len(there))
+            seconds = time.monotonic() - begun
+        self.workers = list(there)
+        stale = sum(self._versions[pid] < 2 for pid in there)
+        return Roll(seconds, max(0, count - fewest), stale)
 
     def pss_bytes(self) -> int:
         """Proportional set size of the whole tree, the supervisor included."""

@@ -47,6 +47,16 @@ ORPHANS = Figure(
     "orphans", f"SIGKILL of the parent to\nthe last of {_MANY} gone", "ms", 1e3, 150, of_floor=False
 )
 
+ROLL = Figure(
+    "roll", f"roll of {_FEW}, new code\non disk, one by one", "ms", 1e3, 550, of_floor=False
+)
+ROLL_MISSING = Figure(
+    "roll-missing", f"of these {_FEW} not there,\nin its worst moment", "", 1.0, 0, of_floor=False
+)
+ROLL_OLD_CODE = Figure(
+    "roll-old-code", f"of these {_FEW} with the\nold code after it", "", 1.0, 0, of_floor=False
+)
+
 FIGURES = (
     START,
     STOP,
@@ -58,6 +68,9 @@ FIGURES = (
     FEW_PSS,
     MANY_PSS,
     ORPHANS,
+    ROLL,
+    ROLL_MISSING,
+    ROLL_OLD_CODE,
 )
 
 Sample = tuple[Figure, float]
@@ -131,6 +144,8 @@ def _is_wanted(shows: set[Figure], contender: Contender, results: Results) -> bo
     wanted = shows & set(results.figures)
     if contender.name != OURS:
         wanted.discard(CANCEL)  # nobody else acknowledges
+    if not contender.rolls:
+        wanted -= {ROLL, ROLL_MISSING, ROLL_OLD_CODE}
     # Who has left orphans once does so always, and every time the whole deadline is waited for.
     if results.median(ORPHANS, contender.name) == math.inf:
         wanted.discard(ORPHANS)
@@ -181,12 +196,24 @@ def _killed_parent(contender: Contender) -> Iterator[Sample]:
             yield ORPHANS, math.inf
 
 
+def _roll(contender: Contender) -> Iterator[Sample]:
+    with Fleet(contender, workers=_FEW) as fleet:
+        time.sleep(_SETTLE_S)
+        roll = fleet.roll()
+        yield ROLL, roll.seconds
+        yield ROLL_MISSING, roll.missing
+        yield ROLL_OLD_CODE, roll.old_code
+        time.sleep(_SETTLE_S)
+        fleet.stop()
+
+
 # What each scene is played for; starts are measured in passing as well.
 _SCENES: dict[Callable[[Contender], Iterator[Sample]], set[Figure]] = {
     _idle: {START, MANY_PSS, STOP, CANCEL},
     _busy: {BUSY},
     _killed_worker: {FEW_PSS, RESTART},
     _killed_parent: {ORPHANS},
+    _roll: {ROLL, ROLL_MISSING, ROLL_OLD_CODE},
 }
 
 

@@ -15,6 +15,11 @@ import time
 
 import psycopg  # noqa: F401 - imported for what an import of it costs
 
+try:
+    from release import VERSION  # the code that a roll is to load: in the benchmark's folder
+except ImportError:
+    VERSION = 0
+
 READY = "BENCH_READY"
 DATABASE = "BENCH_DATABASE"
 FINISH_S = "BENCH_FINISH_S"
@@ -28,9 +33,9 @@ def connect() -> sqlite3.Connection:
 
 
 def report_ready(fifo: str) -> None:
-    """Write this process's pid to the benchmark's FIFO: one line, atomic, never blocking."""
+    """Write this process's pid and code to the benchmark's FIFO: one line, atomic, never blocking."""
     descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    os.write(descriptor, b"%d\n" % os.getpid())
+    os.write(descriptor, b"%d %d\n" % (os.getpid(), VERSION))
     os.close(descriptor)
 
 
@@ -41,8 +46,11 @@ def finish() -> None:
         time.sleep(left_s)
 
 
-def serve(life: int | None = None) -> None:
-    """Work from the connection to the last breath; the end of the pipe `life` is a stop too."""
+def serve(life: int | None = None, ready: int | None = None) -> None:
+    """Work from the connection to the last breath; the end of the pipe `life` is a stop too.
+
+    That it serves is told by the pipe `ready` as well, if there is one.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
@@ -53,6 +61,8 @@ def serve(life: int | None = None) -> None:
         told.register(life, select.POLLIN)
     connection = connect()
     report_ready(os.environ[READY])
+    if ready is not None:
+        os.close(ready)
     told.poll()
     finish()
     connection.close()
