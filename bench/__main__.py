@@ -1,4 +1,4 @@
-"""What `make bench` runs: the supervision figures, then the pool's where they are there.
+"""What `make bench` runs: the supervision figures, the pool's, and those of a budget.
 
 `--peers floor,cotyledon` limits it to some contenders, `--only stop` (may be repeated) to some
 figures, `--repeat 3` does so many rounds instead of those that fit in four minutes. The exit code says whether all could be measured, not
@@ -8,7 +8,6 @@ whether all bounds were met: a bound missed on a busy machine is to be read, not
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -25,9 +24,9 @@ from bench import supervision
 from bench.contenders import CONTENDERS, ROOT, Contender
 from bench.results import Results
 
-_POOL = "pool"
+_MODULES = ("pool", "budget")  # each of them prints figures of its own
 _ROUNDS = 7
-_POOL_CLEANS_UP_S = 30.0
+_CLEANS_UP_S = 30.0
 _BUDGET_S = 235.0  # for the supervision figures; a busy machine has fewer rounds, see n
 
 
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     # As a Ctrl-C: out through every `finally`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    wanted = options.only or [*(figure.name for figure in supervision.FIGURES), _POOL]
+    wanted = options.only or [*(figure.name for figure in supervision.FIGURES), *_MODULES]
     figures = [figure for figure in supervision.FIGURES if figure.name in wanted]
     failed = False
     if figures:
@@ -50,15 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = bool(results.failures)
         if options.json:
             options.json.write_text(json.dumps(machine | results.as_json(), indent=1) + "\n")
-    if _POOL in wanted and importlib.util.find_spec("bench.pool") is not None:
-        failed |= _run_pool() != 0
+    for module in _MODULES:
+        if module in wanted:
+            failed |= _run(module) != 0
     return int(failed)
 
 
-def _run_pool() -> int:
-    """Run the pool's figures in an interpreter of their own; an interrupt lets it clean up."""
+def _run(module: str) -> int:
+    """Run a module's figures in an interpreter of their own; an interrupt lets it clean up."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-m", "bench.pool"]
+    command = [sys.executable, "-m", f"bench.{module}"]
     # In a session of its own: a Ctrl-C reaches it once, from here.
     with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as popen:
         try:
@@ -66,7 +66,7 @@ def _run_pool() -> int:
         except BaseException:
             popen.send_signal(signal.SIGINT)
             try:
-                popen.wait(_POOL_CLEANS_UP_S)
+                popen.wait(_CLEANS_UP_S)
             except subprocess.TimeoutExpired:
                 popen.kill()
             raise
@@ -75,7 +75,7 @@ def _run_pool() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     names = [figure.name for figure in supervision.FIGURES]
-    parser.add_argument("--only", action="append", metavar="FIGURE", choices=[*names, _POOL])
+    parser.add_argument("--only", action="append", metavar="FIGURE", choices=[*names, *_MODULES])
     parser.add_argument("--peers", type=_contenders, default=CONTENDERS)
     parser.add_argument("--repeat", type=_positive, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
