@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["allowances_wanted", "assignment", "group_specs", "recipe", "tune"]
+__all__ = ["allowances_wanted", "assignment", "budgeted", "group_specs", "recipe", "tune"]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from supervisor import protocol
@@ -65,6 +65,12 @@ def allowances_wanted(settings: Settings, group: str) -> dict[str, int]:
         for name, pool in settings.pools_of(group).items()
         if pool.budget is not None
     }
+
+
+def budgeted(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return `max_open` and budget of those of these pools that have one."""
+    pools = ((name, settings.pools[name]) for name in names)
+    return {name: (pool.max_open, pool.budget) for name, pool in pools if pool.budget is not None}
 
 
 def assignment(

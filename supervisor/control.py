@@ -40,6 +40,7 @@ FAREWELL_MS = 300  # how long the end of the process may wait for answers to be 
 
 _LOCK = "lock"
 _SOCKETS = ("workers.sock", "control.sock")
+_OURS = (_LOCK, *_SOCKETS, "held")
 
 
 def client_endpoint(runtime_dir: Path) -> str:
@@ -98,7 +99,7 @@ class RuntimeDir:
         if mode & 0o022:
             raise cls._unfit(f"{path} may be written to by other users; chmod 700 it")
         if mode & 0o077:
-            strangers = sorted(set(os.listdir(path)) - {_LOCK, *_SOCKETS})
+            strangers = sorted(set(os.listdir(path)) - set(_OURS))
             if strangers:
                 raise cls._unfit(
                     f"{path} is not private and holds other things ({strangers[0]}); "

@@ -33,6 +33,10 @@ class Lending:
         """Have each budget do for these terms from now on."""
         self._tell(self._budgets.change(terms))
 
+    def orphaned(self, leases: Mapping[str, int]) -> None:
+        """Do without what orphans of an earlier supervisor may have, by pool."""
+        self._tell(self._budgets.orphaned(leases))
+
     def bound(self, maxima: Mapping[str, int]) -> None:
         """Let each worker have so many connections of these pools at most."""
         self._tell(self._budgets.bound(maxima))

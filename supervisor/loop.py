@@ -20,7 +20,7 @@ from typing import Any, assert_never
 import zmq
 
 from supervisor import log, protocol
-from supervisor.assignments import allowances_wanted, assignment, group_specs, recipe
+from supervisor.assignments import allowances_wanted, assignment, budgeted, group_specs, recipe
 from supervisor.config import Settings, compared, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
@@ -30,6 +30,7 @@ from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.journal import CAPACITY, Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
+from supervisor.orphans import Notes, Orphans
 from supervisor.processes import (
     Processes,
     TemplateDied,
@@ -107,6 +108,9 @@ class Supervisor:
         self._counts: dict[str, int] = {}  # of groups that were scaled
         self._lending = Lending(self._control.to_worker)
         self._lending.change(settings.budget_terms())
+        self._notes = Notes(runtime_dir, lambda why: self._log.warning("note.failed", error=why))
+        self._orphans = Orphans(runtime_dir, time.monotonic())
+        self._wait_for_orphans()
         self._tuning = Tuning(self._control.to_worker)
         self._started = log.timestamp()
         self._reports = Reports()
@@ -127,7 +131,11 @@ class Supervisor:
         poller = zmq.Poller()
         for readable in (self._control.workers, self._control.clients):
             poller.register(readable, zmq.POLLIN)
-        for descriptor in (self._processes.fileno(), self._signals.fileno()):
+        for descriptor in (
+            self._processes.fileno(),
+            self._signals.fileno(),
+            self._orphans.fileno(),
+        ):
             poller.register(descriptor, zmq.POLLIN)
         self._carry_out(self._fleet.start(time.monotonic()))
         while self._finish is None:
@@ -146,6 +154,7 @@ class Supervisor:
                 self._processes.next_deadline(),
                 self._lending.next_deadline(),
                 self._tuning.next_deadline(),
+                self._orphans.next_deadline(),
                 self._reports.next_deadline(),
             )
             if due is not None
@@ -170,6 +179,8 @@ class Supervisor:
                 self._client_request(client, request)
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
+        if self._orphans.time_passed(time.monotonic()):
+            self._lending.orphaned(self._orphans.held())
         done = self._tuning.conclusion(time.monotonic(), is_rolling=self._fleet.is_rolling)
         if done is not None:
             self._announce(done)
@@ -188,6 +199,8 @@ class Supervisor:
         if isinstance(event, ev.WorkerExited | ev.WorkerNotBorn):
             # Before its successor asks for some.
             self._lending.leave(event.worker, was_born=isinstance(event, ev.WorkerExited))
+        if isinstance(event, ev.WorkerBorn):
+            self._note(event)
         self._carry_out(self._fleet.handle(event, time.monotonic()))
         if isinstance(event, ev.WorkerNotBorn):
             self._forget(event.worker)
@@ -406,6 +419,7 @@ class Supervisor:
         now = time.monotonic()
         self._tell_what_has_changed(before)
         self._processes.change_grace(settings.supervisor.grace)
+        self._notes.changed(settings.supervisor.grace, budgeted(settings, settings.pools))
         self._tuning.begin(settings, self._in_force, applied, self._fleet.snapshot().workers, now)
         self._lending.bound({name: pool.max_open for name, pool in settings.pools.items()})
         self._rebudget()
@@ -491,6 +505,26 @@ class Supervisor:
                 if settings is not self._settings:
                     terms[pool] = terms[pool].joined(others) if pool in terms else others
         self._lending.change(terms)
+
+    def _note(self, birth: ev.WorkerBorn) -> None:
+        """Write down what a worker may have, for who comes after us should we be killed."""
+        found = self._fleet.worker_of(birth.worker)
+        if found is not None:
+            settings = self._generations[found.generation]
+            pools = budgeted(settings, settings.groups[found.group].pools)
+            self._notes.born(birth.worker, birth.pid, settings.supervisor.grace, pools)
+
+    def _wait_for_orphans(self) -> None:
+        """Do without what workers of a supervisor that was killed may still have."""
+        held = self._orphans.held()
+        if held:
+            self._lending.orphaned(held)
+            self._log.warning(
+                "budget.orphans",
+                workers=self._orphans.names,
+                connections=held,
+                effect="they are granted when these workers have ended",
+            )
 
     # --- status ----------------------------------------------------------------------------------
 
@@ -619,6 +653,7 @@ class Supervisor:
         self._control.forget(worker)
         self._lending.forget(worker)
         self._tuning.forget(worker)
+        self._notes.ended(worker)
         self._reports.forget(worker)
         self._dumps_wanted.discard(worker)
 
@@ -641,6 +676,8 @@ class Supervisor:
         self._on_finish(self._finish)
         self._processes.close()
         self._control.close()
+        self._notes.close()
+        self._orphans.close()
         self._runtime_dir.release()
 
 

@@ -106,6 +106,7 @@ class Ledger:
         self.terms = terms
         self._shares: dict[str, _Share] = {}
         self._left: dict[str, tuple[int, float]] = {}  # who has died: leases, and until when
+        self._orphaned = 0  # what workers of an earlier supervisor may still have
 
     # --- what is known -----------------------------------------------------------------------------
 
@@ -113,7 +114,12 @@ class Ledger:
     def granted(self) -> int:
         """How many leases are out, those of the dead included."""
         living = sum(share.ceiling for share in self._shares.values())
-        return living + sum(leases for leases, _ in self._left.values())
+        return living + self._lost
+
+    @property
+    def _lost(self) -> int:
+        """How many leases nobody has who could give them back."""
+        return self._orphaned + sum(leases for leases, _ in self._left.values())
 
     @property
     def free(self) -> int:
@@ -201,6 +207,11 @@ class Ledger:
             share.minimum = min(terms.minimum, share.maximum)
         return self._balance()
 
+    def orphaned(self, leases: int) -> list[Tell]:
+        """Take note of what workers that are nobody's any more may have. It only becomes less."""
+        self._orphaned = leases
+        return self._balance()
+
     def bound(self, maximum: int) -> list[Tell]:
         """Let each worker have so many at most; what is above that is called back."""
         tells = []
@@ -223,7 +234,7 @@ class Ledger:
 
     def _fair_targets(self) -> dict[str, int]:
         """Divide what is there by max-min fairness among what each one claims."""
-        left = self.terms.budget - self._kept - sum(leases for leases, _ in self._left.values())
+        left = self.terms.budget - self._kept - self._lost
         targets: dict[str, int] = {}
         # Of equal claims the last one gets what the division leaves over: who has more already.
         open_claims = sorted(

@@ -40,6 +40,14 @@ class Budgets:
                 tellings += _of(pool, ledger.change(new))
         return tellings
 
+    def orphaned(self, leases: Mapping[str, int]) -> list[Telling]:
+        """Take note of what orphans may have of each pool, see `Ledger.orphaned`."""
+        return [
+            telling
+            for pool, ledger in self._ledgers.items()
+            for telling in _of(pool, ledger.orphaned(leases.get(pool, 0)))
+        ]
+
     def bound(self, maxima: Mapping[str, int]) -> list[Telling]:
         """Let each worker have so many connections of these pools at most."""
         return [
