@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["allowances_wanted", "assignment", "budgeted", "group_specs", "recipe", "tune"]
+__all__ = [
+    "allowances_wanted",
+    "assignment",
+    "budgeted",
+    "group_specs",
+    "recipe",
+    "terminable",
+    "tune",
+]
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -65,6 +73,15 @@ def allowances_wanted(settings: Settings, group: str) -> dict[str, int]:
         for name, pool in settings.pools_of(group).items()
         if pool.budget is not None
     }
+
+
+def terminable(settings: Settings, group: str) -> frozenset[str]:
+    """Return the pools of a group whose servers end sessions by their application name."""
+    return frozenset(
+        name
+        for name, pool in settings.pools_of(group).items()
+        if pool.budget is not None and pool.url.startswith("postgresql:")
+    )
 
 
 def budgeted(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from supervisor import protocol
 from supervisor.core.budget import Tell, Terms
-from supervisor.core.budgets import LET_GO, SETTLE, Budgets, Telling
+from supervisor.core.budgets import ENDED, LET_GO, SETTLE, Budgets, Telling
 
 
 class Lending:
@@ -22,12 +22,18 @@ class Lending:
         send: puts a message on a worker's way.
     """
 
-    def __init__(self, send: Callable[[str, protocol.Allowance], object]) -> None:
+    def __init__(
+        self, send: Callable[[str, protocol.Allowance | protocol.EndSessions], object]
+    ) -> None:
         self._send = send
         self._budgets = Budgets()
         # What could not be told yet, by worker; None: it is there to be told.
         self._untold: dict[str, list[Telling] | None] = {}
         self._have_closed: set[str] = set()
+        # By worker: its application name, and the pools whose servers can end sessions by it.
+        self._names: dict[str, tuple[str, frozenset[str]]] = {}
+        # Pool and name -> the worker that was killed, and until when an answer counts.
+        self._ending: dict[tuple[str, str], tuple[str, float]] = {}
 
     def change(self, terms: dict[str, Terms]) -> None:
         """Have each budget do for these terms from now on."""
@@ -41,9 +47,19 @@ class Lending:
         """Let each worker have so many connections of these pools at most."""
         self._tell(self._budgets.bound(maxima))
 
-    def join(self, worker: str, wanted: dict[str, int]) -> Mapping[str, Tell]:
-        """Take a new worker into the ledgers; return its first allowances, by pool."""
+    def join(
+        self, worker: str, wanted: dict[str, int], name: str, terminable: frozenset[str]
+    ) -> Mapping[str, Tell]:
+        """Take a new worker into the ledgers; return its first allowances, by pool.
+
+        Args:
+            worker: who.
+            wanted: `max_open` of each of its pools that have a budget.
+            name: the application name of its connections.
+            terminable: those of its pools whose servers can end sessions by that.
+        """
         self._untold[worker] = []
+        self._names[worker] = (name, terminable)
         first, others = self._budgets.join(worker, wanted)
         self._tell(others)
         return first
@@ -72,11 +88,38 @@ class Lending:
             has_closed = worker in self._have_closed
             settled_at = time.monotonic() + (LET_GO if has_closed else SETTLE)
         self._tell(self._budgets.leave(worker, settled_at))
+        if was_born and worker not in self._have_closed:
+            self._end_sessions(worker)
+
+    def _end_sessions(self, worker: str) -> None:
+        """Have somebody else end at the server what a killed worker has left there.
+
+        A query goes on there when its client has gone. A sibling's connection is inside the budget,
+        and has the right to end sessions of its own role; nobody else has to be given the password.
+        """
+        now = time.monotonic()
+        self._ending = {key: value for key, value in self._ending.items() if value[1] > now}
+        name, pools = self._names.get(worker, ("", frozenset()))
+        for pool in pools:
+            helper = next((w for w in self._budgets.helper(pool) if self._is_there(w)), None)
+            if helper and self._budgets.await_end(pool, worker, now + ENDED):
+                self._ending[pool, name] = (worker, now + ENDED)
+                self._send(helper, protocol.EndSessions(pool, name))
+
+    def _is_there(self, worker: str) -> bool:
+        return self._untold.get(worker, []) is None
+
+    def sessions_ended(self, message: protocol.SessionsEnded) -> None:
+        """The server has let go of what a killed worker had."""
+        found = self._ending.pop((message.pool, message.application_name), None)
+        if found is not None:
+            self._tell(self._budgets.settled(message.pool, found[0]))
 
     def forget(self, worker: str) -> None:
         """A worker has ended: nothing more is told to it."""
         self._untold.pop(worker, None)
         self._have_closed.discard(worker)
+        self._names.pop(worker, None)
 
     def time_passed(self, now: float) -> None:
         """Act on what is due."""

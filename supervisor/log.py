@@ -7,7 +7,7 @@ because context variables do not reach threads that are started later.
 
 from __future__ import annotations
 
-__all__ = ["bind", "change", "configure", "get_logger", "timestamp"]
+__all__ = ["bind", "change", "configure", "get_logger", "in_force", "timestamp"]
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ _Fields = MutableMapping[str, Any]
 _bound: dict[str, Any] = {}
 # Loggers keep what they were made with: their class, and this list. So both are changed in place.
 _processors: list[Any] = []
-_in_force = ("", "")  # style and level
+in_force = ("", "")  # style and level
 
 
 def get_logger() -> Any:
@@ -64,16 +64,16 @@ def change(style: str, level: str) -> None:
 
     The level of the standard library's root logger follows, unless the application has set another.
     """
-    if (style, level) == _in_force:
+    if (style, level) == in_force:
         return
     root = logging.getLogger()
-    if root.level == logging.getLevelName(_in_force[1].upper()):
+    if root.level == logging.getLevelName(in_force[1].upper()):
         root.setLevel(level.upper())
     _take(style, level)
 
 
 def _take(style: str, level: str) -> None:
-    global _in_force  # noqa: PLW0603  # a process has one log
+    global in_force  # noqa: PLW0603  # a process has one log
     colours = style == "console" and sys.stderr.isatty()
     # Of the same length in both styles: a line that another thread is writing comes to its end.
     _processors[:] = [
@@ -83,7 +83,7 @@ def _take(style: str, level: str) -> None:
         *(_console(colours=colours) if style == "console" else _json()),
     ]
     _Logger.__bases__ = (_filtering(level),)
-    _in_force = (style, level)
+    in_force = (style, level)
 
 
 def _filtering(level: str) -> type:

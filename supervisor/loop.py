@@ -20,7 +20,14 @@ from typing import Any, assert_never
 import zmq
 
 from supervisor import log, protocol
-from supervisor.assignments import allowances_wanted, assignment, budgeted, group_specs, recipe
+from supervisor.assignments import (
+    allowances_wanted,
+    assignment,
+    budgeted,
+    group_specs,
+    recipe,
+    terminable,
+)
 from supervisor.config import Settings, compared, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
@@ -268,6 +275,8 @@ class Supervisor:
                 self._leak_found(worker, message)
             case protocol.Usage():
                 self._lending.heard(worker, message)
+            case protocol.SessionsEnded():
+                self._lending.sessions_ended(message)
             case protocol.Tuned():
                 self._tuning.confirmed(worker, message.number)
             case _:
@@ -618,7 +627,12 @@ class Supervisor:
             action.generation,
             token=token,
             endpoint=self._control.workers_endpoint,
-            allowances=self._lending.join(action.worker, allowances_wanted(settings, action.group)),
+            allowances=self._lending.join(
+                action.worker,
+                allowances_wanted(settings, action.group),
+                protocol.application_name(settings.supervisor.name, action.worker, token),
+                terminable(settings, action.group),
+            ),
         )
         self._control.expect(action.worker, token)
         try:

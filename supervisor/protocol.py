@@ -20,6 +20,7 @@ __all__ = [
     "Cancel",
     "CloseReport",
     "Drained",
+    "EndSessions",
     "EventBatch",
     "Failed",
     "Farewell",
@@ -45,6 +46,7 @@ __all__ = [
     "Report",
     "Restart",
     "Scale",
+    "SessionsEnded",
     "Stop",
     "Stopping",
     "ToClient",
@@ -54,6 +56,7 @@ __all__ = [
     "Tuned",
     "Unloadable",
     "Usage",
+    "application_name",
     "decode",
     "encode",
     "to_builtins",
@@ -71,6 +74,7 @@ _MAGIC = b"ackvisor/%d " % VERSION
 # A worker's largest honest message is a traceback or a set of close reports. What is larger is a
 # worker gone mad, and is dropped before it is parsed.
 MAX_BYTES = 1 << 20
+MAX_NAME = 63  # bytes of an application name: PostgreSQL cuts off the rest
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -289,7 +293,25 @@ class Tuned(Message, frozen=True):
     number: int
 
 
-FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Tuned | Failed | Drained
+class SessionsEnded(Message, frozen=True):
+    """The answer to `EndSessions`: its server has none of them any more."""
+
+    pool: str
+    application_name: str
+
+
+FromWorker = (
+    Hello
+    | Ready
+    | Acknowledged
+    | Report
+    | LeakFound
+    | Usage
+    | Tuned
+    | SessionsEnded
+    | Failed
+    | Drained
+)
 
 # --- supervisor to worker ----------------------------------------------------------------------
 
@@ -339,7 +361,18 @@ class Tune(Message, frozen=True, kw_only=True):
     pools: dict[str, PoolLimits]
 
 
-ToWorker = Cancel | Inquire | Allowance | Tune | Farewell
+class EndSessions(Message, frozen=True):
+    """End what another worker, which was killed, has left behind at this pool's server.
+
+    The name is that of one process and of no other, on whatever host. No answer comes when it
+    cannot be done.
+    """
+
+    pool: str
+    application_name: str
+
+
+ToWorker = Cancel | Inquire | Allowance | Tune | EndSessions | Farewell
 
 # --- command line to supervisor ----------------------------------------------------------------
 
@@ -439,6 +472,16 @@ ToClient = Answer | EventBatch | Stopping | Accepted | Refused
 _M = TypeVar("_M")
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def application_name(supervisor: str, worker: str, token: str) -> str:
+    """Return what servers show of a worker's connections: supervisor, group, worker.
+
+    The end of its token tells it from workers of the same name, before it and on other hosts. Where
+    that is more than servers take (63 bytes), the supervisor's name is the one that is cut.
+    """
+    rest = f"/{worker}#{token[-8:]}"
+    return f"{supervisor[: max(0, MAX_NAME - len(rest))]}{rest}"[-MAX_NAME:]
 
 
 def encode(message: Message) -> bytes:

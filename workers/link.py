@@ -25,6 +25,7 @@ from supervisor.protocol import (
     Allowance,
     Cancel,
     Drained,
+    EndSessions,
     Farewell,
     FromWorker,
     Hello,
@@ -61,6 +62,9 @@ class Handler(Protocol):
 
     def tuned(self, message: Tune) -> None:
         """Settings have changed that a running worker can take."""
+
+    def ending(self, message: EndSessions) -> None:
+        """Another worker was killed, and has left sessions behind."""
 
     def orphaned(self) -> None:
         """The supervisor has died."""
@@ -173,6 +177,8 @@ class Link:
             self._handler.allowed(message)
         elif isinstance(message, Tune):
             self._handler.tuned(message)
+        elif isinstance(message, EndSessions):
+            self._handler.ending(message)
         elif isinstance(message, Farewell):
             self._end()
 

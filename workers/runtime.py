@@ -38,6 +38,7 @@ from supervisor.protocol import (
     Cancel,
     CloseReport,
     Drained,
+    EndSessions,
     Failed,
     Hello,
     Leak,
@@ -47,8 +48,10 @@ from supervisor.protocol import (
     PoolStats,
     Ready,
     Report,
+    SessionsEnded,
     Tune,
     Tuned,
+    application_name,
 )
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.leases import Leases
@@ -60,6 +63,7 @@ MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
 LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
 MAX_LEAKS = 50  # of a pool, with their stacks, in one message
+SESSIONS_DUE = 5.0  # seconds until the sessions of another worker have ended
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
@@ -135,7 +139,8 @@ class _Runtime:
         self._abort_margin = assignment.abort_margin
         self._tune: Tune | None = None  # the newest; by the link's thread
         self._tuning = threading.Lock()
-        log.change(assignment.log_format, assignment.log_level)
+        if (assignment.log_format, assignment.log_level) != log.in_force:
+            log.change(assignment.log_format, assignment.log_level)
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
@@ -243,6 +248,21 @@ class _Runtime:
             thread.start()
         except RuntimeError:  # no more threads are to be had: the link waits this once
             take()
+
+    def ending(self, message: EndSessions) -> None:
+        """End what a killed worker has left behind, in a thread of the moment."""
+
+        def end() -> None:
+            from workers.pool.drivers.postgresql import end_sessions
+
+            # Nothing may depend on it: the supervisor waits so long, and then goes on without.
+            with contextlib.suppress(Exception, Cancelled):
+                with self._pools[message.pool].acquire(self._worker.accepting) as conn:
+                    end_sessions(conn, message.application_name, SESSIONS_DUE)
+                self._link.send(SessionsEnded(message.pool, message.application_name))
+
+        with contextlib.suppress(RuntimeError):  # no thread is to be had
+            threading.Thread(target=end, name="ackvisor-sessions", daemon=True).start()
 
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
@@ -373,7 +393,7 @@ class _Runtime:
             return Pool.from_url(
                 settings.url,
                 name=name,
-                application_name=f"{who.supervisor}/{who.worker}",
+                application_name=application_name(who.supervisor, who.worker, who.token),
                 max_open=max_open,
                 max_idle=max_idle,
                 **_without_size(settings),

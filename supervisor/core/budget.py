@@ -189,6 +189,26 @@ class Ledger:
             self._left[worker] = (share.ceiling, settled_at)
         return self._balance()
 
+    def await_end(self, worker: str, until: float) -> bool:
+        """Wait longer for what a dead worker had; False where it had nothing."""
+        if worker not in self._left:
+            return False
+        self._left[worker] = (self._left[worker][0], until)
+        return True
+
+    def settled(self, worker: str) -> list[Tell]:
+        """Take back at once what a dead worker had: the server has let go."""
+        return self._balance() if self._left.pop(worker, None) is not None else []
+
+    def by_spare(self) -> list[str]:
+        """Return who has a lease, the one who needs his leases least first."""
+        spare = {
+            worker: share.allowance - share.wanted
+            for worker, share in self._shares.items()
+            if share.allowance
+        }
+        return sorted(spare, key=lambda worker: -spare[worker])
+
     def time_passed(self, now: float) -> list[Tell]:
         """Take back what the dead had, where its time has come."""
         settled = [worker for worker, (_, at) in self._left.items() if at <= now]

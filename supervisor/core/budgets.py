@@ -5,7 +5,7 @@ Pure, like all of the core. What a budget decides is the ledger's business.
 
 from __future__ import annotations
 
-__all__ = ["LET_GO", "SETTLE", "Budgets", "Telling"]
+__all__ = ["ENDED", "LET_GO", "SETTLE", "Budgets", "Telling"]
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -14,6 +14,8 @@ from supervisor.core.budget import Ledger, Tell, Terms
 # Seconds until a server has surely let go of a killed worker's connections: the kernel closes them
 # at once, but a back end notices that only when it has finished what it does, or writes.
 SETTLE = 2.0
+# Seconds in which another worker has seen to it that it has, where one can.
+ENDED = 10.0
 # Seconds until it has let go of connections that were closed in order: a good-bye is read at once,
 # and the back end that has read it still takes a moment to be gone.
 LET_GO = 0.1
@@ -84,6 +86,21 @@ class Budgets:
     def leave(self, worker: str, settled_at: float | None) -> list[Telling]:
         """Take back all leases of a worker that has ended, see `Ledger.leave`."""
         return self._each(lambda ledger: ledger.leave(worker, settled_at=settled_at))
+
+    def await_end(self, pool: str, worker: str, until: float) -> bool:
+        """Wait longer for what a dead worker had; False where it had nothing of this pool."""
+        ledger = self._ledgers.get(pool)
+        return ledger is not None and ledger.await_end(worker, until)
+
+    def settled(self, pool: str, worker: str) -> list[Telling]:
+        """Take back at once what a dead worker had of a pool: its server has let go."""
+        ledger = self._ledgers.get(pool)
+        return [] if ledger is None else _of(pool, ledger.settled(worker))
+
+    def helper(self, pool: str) -> list[str]:
+        """Return who has connections of a pool, whoever can spare one first."""
+        ledger = self._ledgers.get(pool)
+        return [] if ledger is None else ledger.by_spare()
 
     def time_passed(self, now: float) -> list[Telling]:
         """Take back what the dead had, where its time has come."""

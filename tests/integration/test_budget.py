@@ -350,3 +350,48 @@ def test_a_scale_that_cannot_fit_is_refused(tmp_path):
         assert held.command("scale", "web=3", "--wait").returncode == 0
         assert len(held.worker_pids()) == 3
         assert held.stop() == 0
+
+
+# Holds all that it gets in queries that would take a minute.
+SLEEPER = """
+import threading
+def run(worker):
+    def sleep():
+        with worker.pools["main"].acquire(timeout=60) as conn:
+            conn.execute("select pg_sleep(60)")
+    if worker.id == "web-1":
+        for _ in range(3):
+            threading.Thread(target=sleep, daemon=True).start()
+    worker.ready()
+    worker.accepting.wait()
+"""
+
+
+def test_what_a_killed_worker_has_left_running_is_ended_at_the_server(tmp_path, server):
+    """By its sibling, within the budget; a namesake on another host is left alone."""
+    with (
+        Sampler(server) as sampler,
+        contextlib.closing(server.connect(user="worker")) as other,
+        Budgeted(
+            tmp_path, SLEEPER, server.url(user="worker"), count=2, max_open=4, budget=6,
+            leak_threshold="0",
+        ) as budgeted,
+    ):  # fmt: skip
+        budgeted.ready()
+        other.execute("set application_name = 'budgeted/web-1#00000000'")
+
+        def sleeping() -> int:
+            with contextlib.closing(server.connect()) as conn:
+                query = (
+                    "select count(*) from pg_stat_activity where usename = 'worker'"
+                    " and application_name like 'budgeted/web-1#%' and query like '%sleep%'"
+                )
+                return int(conn.execute(query).fetchone()[0])
+
+        wait_until(lambda: sleeping() == 3, "three queries run")
+        os.kill(budgeted.worker_pids()["web-1"], signal.SIGKILL)
+        wait_until(lambda: sleeping() == 0, "nobody runs them any more", 40.0)
+        assert other.execute("select 1").fetchone() == (1,)
+        wait_until(lambda: budgeted.granted() <= 5, "its leases are back")
+        assert budgeted.stop() == 0
+    assert max(sampler.samples) <= 6, sampler.most

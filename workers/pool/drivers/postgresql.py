@@ -6,11 +6,12 @@ only where that fails: cutting alone would leave the query running on the server
 
 from __future__ import annotations
 
-__all__ = ["PostgreSQLDriver", "from_url"]
+__all__ = ["PostgreSQLDriver", "end_sessions", "from_url"]
 
 from collections.abc import Callable
 from contextlib import suppress
 from operator import attrgetter
+from time import monotonic, sleep
 from typing import Any
 
 from workers.pool.drivers import sockets
@@ -21,6 +22,8 @@ from workers.pool.errors import MissingDriverError
 IDLE = 0
 ACTIVE = 1
 UNKNOWN = 4
+
+SESSIONS_PAUSE = 0.02  # seconds between two looks whether sessions have ended
 
 # TCP keepalive, where neither the URL nor the environment says otherwise: a peer that has vanished
 # without a word is noticed after a minute, not after the two hours of the kernel's default.
@@ -173,6 +176,29 @@ def from_url(url: str, application_name: str | None) -> tuple[Callable[[float], 
         return psycopg.connect(**options)
 
     return connect, PostgreSQLDriver()
+
+
+def end_sessions(conn: Any, application_name: str, seconds: float) -> None:
+    """End all other sessions of this role that have this name, and wait until they have gone.
+
+    Raises:
+        TimeoutError: some are still there after so many seconds.
+        psycopg.Error: the server refuses.
+    """
+    due = monotonic() + seconds
+    while True:
+        (left,) = conn.execute(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+            " where application_name = %s and usename = session_user"
+            " and pid <> pg_backend_pid()",
+            (application_name,),
+        ).fetchone()
+        conn.rollback()  # within one transaction the server shows the same sessions again
+        if not left:
+            return
+        if monotonic() >= due:
+            raise TimeoutError(f"{left} sessions have not ended within {seconds:g} s")
+        sleep(SESSIONS_PAUSE)
 
 
 def read_options(url: str, application_name: str | None) -> dict[str, Any]:
