@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 # A look must not hold up the loop: what is larger, or takes longer, is not looked through.
 MAX_ENTRIES = 5_000
-MAX_SECONDS = 0.1
+MAX_SECONDS = 0.5
 # The kernel stamps files with the time of its last tick, which may be this long ago.
 TICK = 0.02
 CLOCK_WAS_SET = 0.5  # seconds that the wall clock may gain or lose against the monotonic one

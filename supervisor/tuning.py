@@ -19,7 +19,7 @@ from supervisor.core.actions import Announce
 from supervisor.core.fleet import WorkerSnapshot
 
 # Seconds from telling to confirming: a pool may have to close connections in between.
-CONFIRM_DUE = 5.0
+CONFIRM_DUE = 10.0
 
 
 @dataclass(slots=True)

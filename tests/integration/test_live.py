@@ -171,8 +171,10 @@ def test_a_pool_under_a_budget_keeps_to_its_allowance(tmp_path):
         live.edit("budget = 5", "budget = 6")
         assert live.command("reload", "--wait").returncode == 0
         assert live.event("budget.changed")["budget"] == 6
-        status = live.status()["budgets"]["main"]
-        assert (status["budget"], status["granted"]) == (6, 4)
+        wait_until(
+            lambda: live.status()["budgets"]["main"] == {"budget": 6, "granted": 4, "open": 0},
+            "two each, all that they had",
+        )
         assert live.settings() == [[2, 2, 3.0]] * 2
         assert live.stop() == 0
 
@@ -210,8 +212,8 @@ def test_a_worker_that_has_grown_too_large_is_replaced(tmp_path):
         modules={"app": GROWS},
     ) as grown:
         grown.ready()
-        status = grown.status()
-        assert grown.event("worker.outgrown")["rss_bytes"] == status["workers"][0]["rss_bytes"]
+        assert grown.command("status").returncode == 0
+        assert grown.event("worker.outgrown")["rss_bytes"] > 150 << 20
         assert grown.event("recycle.done")["target"] == "web-1"
         assert set(grown.worker_pids()) == {"web-2", "web-3"}
         names = [
