@@ -37,6 +37,7 @@ __all__ = [
     "Loaded",
     "PoolSettings",
     "PoolStats",
+    "Reachable",
     "Ready",
     "Refused",
     "Reload",
@@ -49,6 +50,7 @@ __all__ = [
     "ToTemplate",
     "ToWorker",
     "Unloadable",
+    "Unreachable",
     "Usage",
     "decode",
     "encode",
@@ -227,10 +229,27 @@ class Report(Message, frozen=True, kw_only=True):
 
 
 class Failed(Message, frozen=True):
-    """User code raised. The worker drains itself and ends."""
+    """User code raised. The worker drains itself and ends.
+
+    `pool` is named where that is because this pool could not connect, for a reason that may pass.
+    """
 
     error: str
     traceback: str
+    pool: str = ""
+
+
+class Unreachable(Message, frozen=True):
+    """A pool cannot connect, for a reason that may pass; `error` is what its driver says."""
+
+    pool: str
+    error: str
+
+
+class Reachable(Message, frozen=True):
+    """A pool that could not connect can again."""
+
+    pool: str
 
 
 class LeakFound(Message, frozen=True):
@@ -261,7 +280,18 @@ class Usage(Message, frozen=True):
     wanted: int
 
 
-FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Failed | Drained
+FromWorker = (
+    Hello
+    | Ready
+    | Acknowledged
+    | Report
+    | LeakFound
+    | Usage
+    | Unreachable
+    | Reachable
+    | Failed
+    | Drained
+)
 
 # --- supervisor to worker ----------------------------------------------------------------------
 
