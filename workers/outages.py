@@ -12,7 +12,7 @@ __all__ = ["Outages"]
 from collections.abc import Callable, Iterator, Mapping
 
 from supervisor.protocol import Reachable, Unreachable
-from workers.context import DeadlineExceeded
+from workers.context import Cancelled, DeadlineExceeded
 from workers.pool import Pool
 
 MAX_ERROR = 500  # characters of what a driver says
@@ -44,7 +44,7 @@ class Outages:
             for name, pool in list(self._pools.items()):
                 if pool.is_outage(exc):
                     return name
-            if isinstance(exc, DeadlineExceeded) and self._known:
+            if isinstance(exc, Cancelled | DeadlineExceeded) and self._known:
                 return min(self._known)
         return ""
 

@@ -115,10 +115,10 @@ class Fleet:
         self._terms = Terms(grace, abort_margin)
         self._phase = Phase.STARTING
         self._was_ready = False  # the whole fleet has been ready once
-        gates = Gates(draw)
+        self._gates = Gates(draw)
         self._oom_kills = OomKills(oom_kills)
-        self._groups = {spec.name: Group(spec, gates, 1) for spec in groups}
-        self._rolls = Rolls(self._groups, self, gates)
+        self._groups = {spec.name: Group(spec, self._gates, 1) for spec in groups}
+        self._rolls = Rolls(self._groups, self, self._gates)
         # Those that have not ended, each with its place. Invariant: the worker is in that slot.
         self._workers: dict[str, Worker] = {}
         self._slot_of: dict[str, Slot] = {}
@@ -267,7 +267,7 @@ class Fleet:
             self._finish_if_all_ended()
             return
         if self._rolls.ended(worker, slot, how, now):
-            slot.group.probe_ended(worker, now)
+            slot.group.ended_in_a_roll(slot, worker, now)
         else:
             if slot.group.worker_ended(slot, worker, now) and not self._rolls.is_to_blame(
                 worker, slot, how, now

@@ -296,8 +296,13 @@ class Group:
                 slot.restart_due = now
                 slot.gate = self._start
 
-    def probe_ended(self, worker: Worker, now: float) -> None:
-        """Take note of the end of a worker, which may be the one that a failed group has tried."""
+    def ended_in_a_roll(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Forget a worker whose end a roll has accounted for."""
+        if slot.gate is not None:
+            slot.gate.leave(worker.id)
+        self._probe_ended(worker, now)
+
+    def _probe_ended(self, worker: Worker, now: float) -> None:
         if self.breaker.probe == worker.id:
             self.breaker.end_probe(self.spec.policy, now)
 
@@ -369,7 +374,7 @@ class Group:
             if self.breaker.probe == worker.id:  # it has done what it was for: that is a proof
                 self.breaker.probe = ""
                 self.breaker.proof_due = now
-        self.probe_ended(worker, now)
+        self._probe_ended(worker, now)
 
     def _fail(self, why: str, cause: Cause, now: float, *, final: bool = False) -> None:
         self.breaker.open(why, cause, self.spec.policy, now, final=final)

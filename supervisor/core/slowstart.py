@@ -47,7 +47,7 @@ class Gate:
         self.opens_at = -_NEVER
         self.room = 1  # how many may be on their way at the same time
         self._failures = 0  # the exponent of the next back-off
-        self._works_since = -_NEVER  # +inf: it has not worked since the last failure
+        self.works_since = -_NEVER  # +inf: it has not worked since the last failure
         self._proofs: dict[str, float] = {}  # who is on its way -> when it will have proved itself
 
     @property
@@ -77,7 +77,7 @@ class Gate:
         """Take it that what is waited for works: one has proved that, and one more may try."""
         del self._proofs[worker]
         self.room += 1
-        self._works_since = min(self._works_since, now)
+        self.works_since = min(self.works_since, now)
 
     def leave(self, worker: str) -> None:
         """Forget one that has ended for another reason, or is not wanted any more."""
@@ -87,12 +87,12 @@ class Gate:
         """Shut it: this worker has ended because what is waited for does not work."""
         was_let_through = worker in self._proofs
         self.leave(worker)
-        if self._works_since < _NEVER:
-            if now - self._works_since >= rules.window:
+        if self.works_since < _NEVER:
+            if now - self.works_since >= rules.window:
                 self._failures = 0
         elif not (was_let_through or self._counts_all):
             return
-        self._works_since = _NEVER
+        self.works_since = _NEVER
         self.room = 1
         delay = backoff_delay(
             rules, self._failures, self._draw, first_backoff(self._cause, rules.backoff)
