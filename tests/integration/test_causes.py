@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.memory import OomCounter
-from tests.supervised import Supervised, group, wait_until
+from tests.supervised import Supervised, group, is_alive, wait_until
 
 
 @contextlib.contextmanager
@@ -58,15 +58,18 @@ def test_a_worker_that_is_killed_for_memory_is_told_from_one_that_somebody_kille
     version_2 = {"memory__max": 200 << 20, "memory__swap__max": 0}
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     config = group("eater", "memory_eater", count=1, max_restarts=0)
-    with cgroup("memory", **(version_2 if unified else version_1)) as through:
-        with Supervised(tmp_path, config, through=through) as supervised:
-            ended = supervised.event("worker.exited", worker="eater-1")
-            assert (ended["signal"], ended["cause"]) == (signal.SIGKILL, "memory")
-            assert supervised.event("group.failed")["cause"] == "memory"
-            assert supervised.stop() == 1
+    with (
+        cgroup("memory", **(version_2 if unified else version_1)) as through,
+        Supervised(tmp_path, config, through=through) as supervised,
+    ):
+        ended = supervised.event("worker.exited", worker="eater-1")
+        assert (ended["signal"], ended["cause"]) == (signal.SIGKILL, "memory")
+        assert supervised.event("group.failed")["cause"] == "memory"
+        assert supervised.stop() == 1
 
 
-def test_no_process_to_be_had_is_waited_for(tmp_path):
+@pytest.mark.parametrize("template_too", [False, True])
+def test_no_process_to_be_had_is_waited_for(tmp_path, template_too):
     """fork fails with EAGAIN: the group is nobody's failure, and comes when there is room again."""
     config = group("web", "idle", count=3, max_restarts=0, backoff="20ms")
     with cgroup("pids") as through:
@@ -74,6 +77,10 @@ def test_no_process_to_be_had_is_waited_for(tmp_path):
         with Supervised(tmp_path, config, through=through) as supervised:
             supervised.ready()
             limit.write_text("1", encoding="ascii")
+            if template_too:
+                (template,) = supervised.templates()
+                os.kill(template, signal.SIGKILL)
+                wait_until(lambda: not is_alive(template), "the template has gone")
             for pid in supervised.worker_pids().values():
                 os.kill(pid, signal.SIGTERM)  # a good end: none of them has failed
             refused = supervised.event("worker.not_spawned", count=4)
