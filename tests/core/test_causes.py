@@ -10,7 +10,6 @@ from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.breaker import LONGEST_PAUSE
 from supervisor.core.causes import Cause, OomKills, cause_of
-from supervisor.core.fleet import Phase
 from supervisor.core.policy import Restart
 from tests.core.script import Script, brief, fields_of, group
 
@@ -123,7 +122,9 @@ def test_who_is_killed_for_memory_is_told_from_who_is_killed():
 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_worker_that_always_dies_at_its_start_is_spawned_five_times_in_twelve_seconds(draw, count):
+def test_a_worker_that_always_dies_at_its_start_is_spawned_five_times_in_twelve_seconds(
+    draw, count
+):
     """At most, by the default settings, wherever the twelve seconds begin; then the group fails."""
     script = Script(group(count=count), draw=lambda: draw)
     times = spawns_of_a_loop(script, 20.0)
@@ -176,7 +177,7 @@ def test_a_group_that_waits_says_for_what_and_when_it_is_over():
         "error": UNREACHABLE,
     }
     assert "group.waiting" not in brief(gave_up(script, 1, "jobs-2"))
-    assert script.fleet.phase is Phase.STARTING
+    assert script.snapshot().state == "starting"
 
     assert spawned(script.tick(1.5)) == ["jobs-3"]
     assert "group.recovered" not in brief(script.ready(2, "jobs-3"))
@@ -188,7 +189,7 @@ def test_a_group_that_waits_says_for_what_and_when_it_is_over():
         "seconds": 3.0,
         "pool": "main",
     }
-    assert script.fleet.phase is Phase.READY
+    assert script.snapshot().state == "ready"
 
 
 def test_who_waits_patiently_makes_its_group_wait_too():
@@ -278,9 +279,9 @@ def test_never_is_taken_at_its_word():
 # --- groups that have failed are tried ----------------------------------------------------------------
 
 
-def failed(**policy: float) -> Script:
+def failed() -> Script:
     """Return a script in which a group of three has failed at time 0."""
-    script = Script(group(count=3, max_restarts=0, **policy))
+    script = Script(group(count=3, max_restarts=0))
     script.ready(0, "jobs-1", "jobs-2", "jobs-3")
     script.crashed(0, "jobs-1", "jobs-2", "jobs-3")
     assert script.group().state == "failed"
