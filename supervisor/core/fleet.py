@@ -174,8 +174,11 @@ class Fleet:
         """Return the moment by which `TimePassed` is wanted, or None when nothing is due."""
         due = min(self._first_due(), self._rolls.due)
         for slot in self._slots():
-            restart_due = None if self._rolls.fills(slot) else slot.next_try
-            for wanted in (restart_due, slot.recycle_due, slot.proof_due):
+            restart_due = None if self._rolls.fills(slot) else slot.restart_due
+            if slot.gate is not None:  # seldom
+                restart_due = None if restart_due is None else slot.next_try
+                due = min(due, slot.proof_due)
+            for wanted in (restart_due, slot.recycle_due):
                 if wanted is not None and wanted < due:
                     due = wanted
         for group in self._groups.values():
