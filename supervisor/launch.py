@@ -92,7 +92,13 @@ def launch_template() -> Template:
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, DESCRIPTORS)
     ours.setblocking(False)
-    return Template(pid, ours)
+    try:
+        return Template(pid, ours)
+    except OSError as exc:  # no descriptor or no memory for its pidfd
+        ours.close()
+        os.kill(pid, signal.SIGKILL)  # not reaped, so the number is still its own
+        os.waitpid(pid, 0)
+        raise _refused(exc) from exc
 
 
 def _refused(exc: OSError) -> Exception:

@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -38,6 +38,7 @@ from supervisor.journal import CAPACITY, Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
 from supervisor.orphans import Notes, Orphans
+from supervisor.memory import OomCounter
 from supervisor.processes import (
     Processes,
     TemplateDied,
@@ -58,6 +59,7 @@ _LEVELS = {
     "worker.failed": "error",
     "worker.hung": "error",
     "group.failed": "error",
+    "group.waiting": "warning",
     "worker.not_spawned": "warning",
     "pool.leak": "warning",
     "reload.rejected": "error",
@@ -106,11 +108,13 @@ class Supervisor:
         self._processes = Processes(spare)
         self._control = Control(runtime_dir, self._dropped)
         self._journal = Journal()
+        self._oom_counter = OomCounter()
         self._fleet = Fleet(
             group_specs(settings),
             grace=settings.supervisor.grace,
             abort_margin=settings.supervisor.abort_margin,
             draw=random.random,
+            oom_kills=self._oom_counter.read(),
         )
         self._counts: dict[str, int] = {}  # of groups that were scaled
         self._lending = Lending(self._control.to_worker)
@@ -237,6 +241,8 @@ class Supervisor:
                         missing=report.missing,
                     )
                 self._handle(report)
+            case ev.WorkerExited(signal=signal.SIGKILL):
+                self._handle(replace(report, oom_kills=self._oom_counter.read()))
             case _:
                 self._handle(report)
 
@@ -260,7 +266,13 @@ class Supervisor:
             case protocol.Acknowledged():
                 self._handle(ev.WorkerAcknowledged(worker))
             case protocol.Failed():
-                self._handle(ev.WorkerFailed(worker, message.error, message.traceback))
+                self._handle(
+                    ev.WorkerFailed(worker, message.error, message.traceback, message.pool)
+                )
+            case protocol.Unreachable():
+                self._handle(ev.WorkerUnreachable(worker, message.pool, message.error))
+            case protocol.Reachable():
+                self._handle(ev.WorkerReachable(worker, message.pool))
             case protocol.Drained():
                 reports = {
                     name: protocol.to_builtins(report) for name, report in message.reports.items()

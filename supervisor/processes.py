@@ -337,16 +337,23 @@ class Processes:
         else:
             yield TemplateTainted(message.entry_point, message.found)
             self._tainted.add(message.entry_point)
-            self._replace(template)
+            yield from self._replace(template)
 
-    def _replace(self, template: Template) -> None:
+    def _replace(self, template: Template) -> Iterator[Report]:
         """Let another template take over what this one was asked for."""
         recipe, waiting = template.recipe, template.waiting
         assert recipe is not None
         template.waiting = []
         del self._templates[recipe]
         self._leaving.append(template)
-        successor = self._template(recipe)
+        try:
+            successor = self._template(recipe)
+        except SpawnError as exc:
+            for worker, _ in waiting:
+                if (child := self._children.pop(worker, None)) is not None:
+                    self._release(child)
+                    yield ev.WorkerNotBorn(worker, str(exc))
+            return
         successor.waiting = waiting
         for worker, _ in waiting:
             if (child := self._children.get(worker)) is not None:

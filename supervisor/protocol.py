@@ -40,6 +40,7 @@ __all__ = [
     "PoolLimits",
     "PoolSettings",
     "PoolStats",
+    "Reachable",
     "Ready",
     "Refused",
     "Reload",
@@ -55,6 +56,7 @@ __all__ = [
     "Tune",
     "Tuned",
     "Unloadable",
+    "Unreachable",
     "Usage",
     "application_name",
     "decode",
@@ -253,10 +255,27 @@ class Report(Message, frozen=True, kw_only=True):
 
 
 class Failed(Message, frozen=True):
-    """User code raised. The worker drains itself and ends."""
+    """User code raised. The worker drains itself and ends.
+
+    `pool` is named where that is because this pool could not connect, for a reason that may pass.
+    """
 
     error: str
     traceback: str
+    pool: str = ""
+
+
+class Unreachable(Message, frozen=True):
+    """A pool cannot connect, for a reason that may pass; `error` is what its driver says."""
+
+    pool: str
+    error: str
+
+
+class Reachable(Message, frozen=True):
+    """A pool that could not connect can again."""
+
+    pool: str
 
 
 class LeakFound(Message, frozen=True):
@@ -309,6 +328,8 @@ FromWorker = (
     | Usage
     | Tuned
     | SessionsEnded
+    | Unreachable
+    | Reachable
     | Failed
     | Drained
 )

@@ -85,11 +85,16 @@ def _pool_cell(stats: Mapping[str, Any] | None) -> str:
 
 
 def _note(group: Mapping[str, Any]) -> str:
+    notes = []
     if group["failure"]:
-        return str(group["failure"])
+        notes.append(f"{group['cause']}: {group['failure']}")
+    elif group["waiting_for"]:
+        notes.append("pool {pool}: {error}".format(**group["waiting_for"]))
+    elif group["cause"]:
+        notes.append(str(group["cause"]))
     if group["next_restart_in_seconds"] is not None:
-        return f"next restart in {group['next_restart_in_seconds']:.1f} s"
-    return ""
+        notes.append(f"next try in {group['next_restart_in_seconds']:.1f} s")
+    return "; ".join(notes)
 
 
 def connections_table(checks: Iterable[PoolCheck]) -> str:

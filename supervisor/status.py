@@ -86,13 +86,15 @@ class Reports:
 
 def group_status(group: GroupSnapshot, now: float) -> dict[str, Any]:
     """Return one group as `status --json` shows it."""
-    next_restart = group.next_restart
+    next_restart, outage = group.next_restart, group.waiting_for
     return {
         "count": group.count,
         "ready": group.ready,
         "state": group.state,
         "restarts": group.restarts,
         "failure": group.failure,
+        "cause": group.cause,
+        "waiting_for": None if outage is None else {"pool": outage.pool, "error": outage.error},
         "next_restart_in_seconds": (
             None if next_restart is None else round(max(0.0, next_restart - now), 3)
         ),

@@ -89,7 +89,9 @@ def _killed(event: Event) -> str:
 def _exited(event: Event) -> str:
     leftovers = event.get("leftovers") or []
     left = f"; killed what it had left behind: {', '.join(leftovers)}" if leftovers else ""
-    return f"its process is gone, {_end(event)}, {_seconds(event['uptime_seconds'])} old{left}"
+    cause = f"; cause: {event['cause']}" if event.get("cause") else ""
+    old = _seconds(event["uptime_seconds"])
+    return f"its process is gone, {_end(event)}, {old} old{cause}{left}"
 
 
 def _end(event: Event) -> str:
@@ -136,6 +138,9 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "worker.exited": _exited,
     "pool.leak": _leaked,
     "group.failed": lambda e: f"[its group has failed: {e['reason']}]",
+    "group.probing": lambda e: (
+        f"[its group has failed, and it is tried for all, probe {e['probe']}]"
+    ),
 }
 
 
@@ -150,6 +155,10 @@ def _conclusion(worker: str, own: list[Event]) -> str:
         return f"In short: the code of {worker} raised {failed['error']}."
     if exited is None:
         return f"In short: {worker} is there; since {own[-1]['time'][11:19]} it {_state(own)}."
+    if exited.get("cause") == "memory":
+        return f"In short: {worker} was killed by the kernel for want of memory."
+    if exited.get("cause") == "killed":
+        return f"In short: {worker} was killed by somebody else, {_end(exited)}."
     if cancelled is not None:
         return f"In short: {worker} ended as it was told to ({cancelled['cause']}), {_end(exited)}."
     if "worker.drained" in by_name:

@@ -12,6 +12,7 @@ __all__ = [
     "own_postgresql",
     "postgresql",
     "postgresql_binaries",
+    "private_postgresql",
     "unavailable",
     "unprivileged",
 ]

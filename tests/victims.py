@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from workers.context import Cancelled
+from workers.pool import PoolTimeout
 from workers.worker import Worker
 
 # --- good ----------------------------------------------------------------------------------------
@@ -292,6 +293,58 @@ def fails_at_the_end(worker: Worker) -> None:
     worker.ready()
     worker.accepting.wait()
     _reach_for_the_moon()
+
+
+# --- those that cannot do without their database -------------------------------------------------
+
+
+def asks_first(worker: Worker) -> None:
+    """Serve once its database has answered, and end when it does not answer any more."""
+    _ask(worker)
+    worker.ready()
+    while not worker.accepting.wait(0.02):
+        _ask(worker)
+
+
+def asks_later(worker: Worker) -> None:
+    """Serve at once, and end when its database does not answer."""
+    worker.ready()
+    while not worker.accepting.wait(0.02):
+        _ask(worker)
+
+
+def waits_for_an_answer(worker: Worker) -> None:
+    """Wait for its database for as long as it may, and serve then."""
+    with worker.pools["main"].acquire(worker.accepting, timeout=3600.0) as conn:
+        conn.execute("select 1")
+    worker.ready()
+    worker.accepting.wait()
+
+
+def gives_up_silently(worker: Worker) -> None:
+    """End with a code, and without a word, when its database does not answer."""
+    try:
+        _ask(worker)
+    except PoolTimeout:
+        sys.exit(3)
+    worker.ready()
+    worker.accepting.wait()
+
+
+def _ask(worker: Worker) -> None:
+    with worker.pools["main"].acquire() as conn:
+        conn.execute("select 1")
+
+
+# --- those that eat ------------------------------------------------------------------------------
+
+
+def memory_eater(worker: Worker) -> None:
+    """Serve, and take as much memory as there is."""
+    worker.ready()
+    eaten = []
+    while not worker.accepting.done:
+        eaten.append(b"x" * (1 << 22))
 
 
 not_a_function = 42

@@ -56,6 +56,7 @@ from supervisor.protocol import (
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.leases import Leases
 from workers.link import Link
+from workers.outages import Outages
 from workers.pool import Pool, drivers
 from workers.worker import Worker
 
@@ -163,6 +164,7 @@ class _Runtime:
             self,
         )
         self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
+        self._outages = Outages(self._pools, self._link.send)
         self._watch_signals()
         self._worker = Worker(
             id=assignment.worker,
@@ -325,6 +327,8 @@ class _Runtime:
 
     def _exit_code(self, exc: SystemExit) -> int:
         if exc.code is None or isinstance(exc.code, int):
+            if exc.code:
+                self._outages.blame(exc)
             return exc.code or 0
         return self._fail(exc)
 
@@ -335,7 +339,11 @@ class _Runtime:
         error = list(summary.format_exception_only())[-1].strip()
         text = "".join(traceback.format_exception(exc))
         self._link.send(
-            Failed(error=_sendable(error, MAX_ERROR), traceback=_sendable(text, MAX_TRACEBACK))
+            Failed(
+                error=_sendable(error, MAX_ERROR),
+                traceback=_sendable(text, MAX_TRACEBACK),
+                pool=self._outages.behind(exc),
+            )
         )
         return 1
 
@@ -403,6 +411,7 @@ class _Runtime:
             pool = make(settings.max_open, settings.max_idle)
         else:
             pool = self._leases.open(name, make, self._worker.accepting)
+        self._outages.watch(name, pool)
         pool.on_leak = lambda leak: self._link.send(
             LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
         )

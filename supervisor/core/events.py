@@ -35,9 +35,11 @@ __all__ = [
     "WorkerFailed",
     "WorkerLeaving",
     "WorkerNotBorn",
+    "WorkerReachable",
     "WorkerReady",
     "WorkerRegistered",
     "WorkerReport",
+    "WorkerUnreachable",
 ]
 
 from collections.abc import Mapping
@@ -99,10 +101,26 @@ class WorkerDrained(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailed(WorkerEvent):
-    """Its user code raised."""
+    """Its user code raised; `pool` is named where that is because this pool could not connect."""
 
     error: str
     traceback: str
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUnreachable(WorkerEvent):
+    """It says that one of its pools cannot connect, for a reason that may pass."""
+
+    pool: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReachable(WorkerEvent):
+    """It says that a pool which could not connect can again."""
+
+    pool: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +136,14 @@ class WorkerExited(WorkerEvent):
 
     Exactly one of `code` and `signal` is set. `leftovers` names processes that the worker had
     left behind in its group, and that were killed; `stacks` what it wrote when it crashed.
+    `oom_kills` is the kernel's count of them by now, where it was looked at.
     """
 
     code: int | None = None
     signal: int | None = None
     leftovers: tuple[str, ...] = ()
     stacks: str = ""
+    oom_kills: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +243,8 @@ WorkerReport = (
     | WorkerAcknowledged
     | WorkerDrained
     | WorkerFailed
+    | WorkerUnreachable
+    | WorkerReachable
     | WorkerLeaving
     | WorkerExited
     | StacksTaken

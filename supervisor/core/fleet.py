@@ -45,15 +45,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
+from operator import itemgetter
 from typing import Any, assert_never
 
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core import snapshot
+from supervisor.core.causes import OomKills
 from supervisor.core.group import Group, Slot
 from supervisor.core.lifecycle import State
 from supervisor.core.roll import Failure
 from supervisor.core.rolls import Rolls
+from supervisor.core.slowstart import Gates
 from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot, WorkerSnapshot
 from supervisor.core.spec import GroupSpec
 from supervisor.core.waitgroup import WaitGroup
@@ -101,6 +104,7 @@ class Fleet:
         abort_margin: seconds before the deadline at which work in flight is cancelled; not above
             `grace`.
         draw: uniform numbers from 0 to 1, for jitter.
+        oom_kills: the kernel's count of them at the start; None where it tells none.
     """
 
     def __init__(
@@ -110,12 +114,15 @@ class Fleet:
         grace: float,
         abort_margin: float,
         draw: Callable[[], float],
+        oom_kills: int | None = None,
     ) -> None:
         self._terms = Terms(grace, abort_margin)
         self._phase = Phase.STARTING
         self._was_ready = False  # the whole fleet has been ready once
-        self._groups = {spec.name: Group(spec, draw, 1) for spec in groups}
-        self._rolls = Rolls(self._groups, self, draw)
+        self._gates = Gates(draw)
+        self._oom_kills = OomKills(oom_kills)
+        self._groups = {spec.name: Group(spec, self._gates, 1) for spec in groups}
+        self._rolls = Rolls(self._groups, self, self._gates)
         # Those that have not ended, each with its place. Invariant: the worker is in that slot.
         self._workers: dict[str, Worker] = {}
         self._slot_of: dict[str, Slot] = {}
@@ -168,6 +175,7 @@ class Fleet:
                 self._time_passed(now)
             case _:
                 assert_never(event)
+        self._note_outages(now)
         self._note_readiness()
         return self._take()
 
@@ -176,7 +184,14 @@ class Fleet:
         due = min(self._first_due(), self._rolls.due, self._measure_due())
         for slot in self._slots():
             restart_due = None if self._rolls.fills(slot) else slot.restart_due
+            if slot.gate is not None:  # seldom
+                restart_due = None if restart_due is None else slot.next_try
+                due = min(due, slot.proof_due)
             for wanted in (restart_due, slot.recycle_due):
+                if wanted is not None and wanted < due:
+                    due = wanted
+        for group in self._groups.values():
+            for wanted in (group.breaker.due, group.breaker.proof_due):
                 if wanted is not None and wanted < due:
                     due = wanted
         return None if due == NEVER else due
@@ -193,6 +208,8 @@ class Fleet:
             raise InvariantError(f"BUG: a second worker for a slot of {slot.group.spec.name}")
         slot.restart_due = None
         slot.worker = self._make(slot, slot.generation, slot.group.spec, now)
+        if slot.gate is not None:
+            slot.gate.enter(slot.worker.id)
 
     def _make(self, slot: Slot, generation: int, spec: GroupSpec, now: float) -> Worker:
         """Make a worker, on the books before it can possibly end."""
@@ -220,6 +237,8 @@ class Fleet:
 
     def _reported(self, report: ev.WorkerReport, now: float) -> None:
         worker = self._workers.get(report.worker)
+        if isinstance(report, ev.WorkerExited) and worker is not None and not worker.kill_reason:
+            worker.by_memory = self._oom_kills.explains(report.oom_kills)
         if worker is None or not worker.report(report, now):
             return  # it has ended, or says what it has said before
         slot = self._slot_of[worker.id]
@@ -228,8 +247,11 @@ class Fleet:
                 slot.births += 1
             case ev.WorkerReady():
                 if slot.worker is worker:
-                    slot.group.schedule_recycling(slot)
+                    slot.group.worker_ready(slot, worker, now)
                 self._rolls.became_ready(worker, slot, now)
+            case ev.WorkerUnreachable() | ev.WorkerReachable():
+                if slot.worker is worker:
+                    slot.group.outage_reported(slot, worker, now)
             case ev.WorkerFailed():
                 self._rolls.failed(
                     worker, slot, Failure(worker.id, report.error, report.traceback), now
@@ -256,7 +278,9 @@ class Fleet:
             self._ended.append(worker)
             self._finish_if_all_ended()
             return
-        if not self._rolls.ended(worker, slot, how, now):
+        if self._rolls.ended(worker, slot, how, now):
+            slot.group.ended_in_a_roll(slot, worker, now)
+        else:
             if slot.group.worker_ended(slot, worker, now) and not self._rolls.is_to_blame(
                 worker, slot, how, now
             ):
@@ -265,10 +289,43 @@ class Fleet:
         self._spawn_what_is_due(now)
 
     def _group_failed(self, group: Group, last: Worker, now: float) -> None:
-        self.announce("group.failed", **last.who, reason=group.failure)
+        due = group.breaker.due
+        self.announce(
+            "group.failed",
+            **last.who,
+            reason=group.failure,
+            cause=group.breaker.cause.value,
+            next_try_seconds=None if due is None else _round(due - now),
+        )
         if group.spec.exit_on_failed:
             cause = f"group {group.spec.name} has failed"
             self._stop(cause, self._terms.notice(now, "stop"), now)
+
+    def _note_outages(self, now: float) -> None:
+        """Announce which group begins to wait for which pool, and whose wait is over."""
+        if self._phase in (Phase.STOPPING, Phase.STOPPED):
+            return
+        for group in self._groups.values():
+            outage, told = group.outage, group.told
+            if outage is not None and (told is None or told.pool != outage.pool):
+                group.told = outage
+                group.waiting_since = now if told is None else group.waiting_since
+                self.announce(
+                    "group.waiting", group=group.spec.name, pool=outage.pool, error=outage.error
+                )
+            elif outage is None and told is not None:
+                group.told = None
+                if not group.failure:
+                    self._announce_recovered(group, "waiting", now - group.waiting_since, told.pool)
+
+    def _announce_recovered(self, group: Group, was: str, seconds: float, pool: str = "") -> None:
+        self.announce(
+            "group.recovered",
+            group=group.spec.name,
+            was=was,
+            seconds=_round(seconds),
+            **({"pool": pool} if pool else {}),
+        )
 
     def _note_readiness(self) -> None:
         for group in self._groups.values():
@@ -324,8 +381,7 @@ class Fleet:
         old, slot.worker = slot.worker, successor
         slot.generation = successor.generation
         slot.finished = False
-        slot.restart_due = None
-        slot.group.schedule_recycling(slot)
+        slot.group.settle(slot, old, now)
         if old is not None:
             old.cancel(self._terms.notice(now, "replaced"), now)
 
@@ -356,8 +412,8 @@ class Fleet:
             self._stop_began = now
             self._rolls.drop_all()
             self._killed_before = {w.id for w in self._workers.values() if w.kill_reason}
-            for slot in self._slots():
-                slot.restart_due = slot.recycle_due = None
+            for group in self._groups.values():
+                group.give_up_plans()
         self._stop_deadline = notice.deadline
         self.announce(
             "supervisor.stopping",
@@ -412,6 +468,8 @@ class Fleet:
             worker.time_passed(now)
         self._rolls.time_passed(now)
         self._recycle_what_is_due(now)
+        self._take_what_is_proved(now)
+        self._probe_what_has_failed(now)
         self._spawn_what_is_due(now)
         if self._measure_due() <= now:
             self._measured_at = now
@@ -431,6 +489,37 @@ class Fleet:
                 limit = slot.group.spec.max_rss
                 self.announce("worker.outgrown", **worker.who, rss_bytes=size, max_rss_bytes=limit)
                 self._rolls.request(ev.RestartRequested(worker.id, ev.RECYCLE), now)
+
+    def _take_what_is_proved(self, now: float) -> None:
+        """Let others follow those who have shown that it helps to start."""
+        for slot in self._slots():
+            if slot.gate is not None and slot.worker is not None and slot.proof_due <= now:
+                slot.gate.prove(slot.worker.id, now)
+                slot.gate = None
+        for group in self._groups.values():
+            if group.breaker.proof_due <= now:
+                began = group.breaker.opened_at
+                group.recover(now)
+                self._announce_recovered(group, "failed", now - began)
+
+    def _probe_what_has_failed(self, now: float) -> None:
+        """Try one worker in each group that has failed and whose pause is over."""
+        for group in self._groups.values():
+            if group.breaker.due is None or group.breaker.due > now:
+                continue
+            slot = group.place_for_a_probe()
+            if slot is None or self._rolls.fills(slot):
+                group.breaker.end_probe(group.spec.policy, now)
+                continue
+            self._spawn(slot, now)
+            assert slot.worker is not None
+            group.breaker.start_probe(slot.worker.id)
+            self.announce(
+                "group.probing",
+                group=group.spec.name,
+                worker=slot.worker.id,
+                probe=group.breaker.probes,
+            )
 
     def _recycle_what_is_due(self, now: float) -> None:
         for slot in self._slots():
@@ -453,9 +542,14 @@ class Fleet:
         return min((worker.due for worker in self._workers.values()), default=NEVER)
 
     def _spawn_what_is_due(self, now: float) -> None:
-        for slot in self._slots():
-            is_due = slot.restart_due is not None and slot.restart_due <= now
-            if is_due and slot.worker is None and not self._rolls.fills(slot):
+        due = [
+            (slot.restart_due, slot)
+            for slot in self._slots()
+            if slot.restart_due is not None and slot.restart_due <= now and slot.worker is None
+        ]
+        # Who has waited for longest goes first: behind a gate, the others have not tried since.
+        for _, slot in sorted(due, key=itemgetter(0)):
+            if not self._rolls.fills(slot) and (slot.gate is None or slot.gate.due <= now):
                 self._spawn(slot, now)
 
     # --- small things ----------------------------------------------------------------------------

@@ -1,21 +1,27 @@
 """One group of equal workers: its slots, who is replaced and when, and whether it has failed.
 
-A worker that ends uninvited leaves its slot in one of three ways: backing off before its successor,
-finished (it ended as it should, and its restart type asks for no other), or as the last straw: the
-group has failed for good. A group has failed when it had more failures than its window allows, or
-when a worker failed that is never restarted: nobody will make that good. The workers that a failed
-group still has go on; none of them is replaced any more.
+A worker that ends uninvited leaves its slot in one of four ways: backing off before its successor,
+waiting behind a gate with others in the same trouble, finished (it ended as it should, and its restart
+type asks for no other), or as the last straw: the group has failed. Which of them is decided by why it
+ended (`causes`): what a dependency is to blame for never counts as a failure of the group.
+
+A group has failed when it had more failures than its window allows, or when a worker failed that is
+never restarted: nobody will make that good. The workers that a failed group still has go on; none of
+them is replaced, but one worker at a time is tried for the whole group (`breaker`).
 """
 
 from __future__ import annotations
 
 __all__ = ["AGE_JITTER", "SPAWN_RETRY", "Group", "GroupSpec", "Slot"]
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from supervisor.core import policy
+from supervisor.core.breaker import Breaker
+from supervisor.core.causes import Cause, Outage, first_backoff
 from supervisor.core.lifecycle import State
+from supervisor.core.slowstart import Gate, Gates
 from supervisor.core.spec import GroupSpec
 from supervisor.core.worker import NEVER, Step, Worker
 
@@ -27,6 +33,7 @@ SPAWN_RETRY = 0.1
 AGE_JITTER = 0.1
 # Share of `max_rss` by which a worker is replaced earlier: those that do the same work grow alike.
 RSS_JITTER = 0.1
+MAX_ERROR = 200  # characters of the last straw's error in the reason of a failure
 
 
 @dataclass(slots=True, eq=False)
@@ -39,11 +46,28 @@ class Slot:
     worker: Worker | None = None
     restart_due: float | None = None  # when its next worker is to be spawned
     finished: bool = False  # its last worker ended as it should, and wants no successor
-    attempt: int = 0  # restarts since the last quiet window: the exponent of the back-off
+    gate: Gate | None = None  # what its next worker has to pass, and proves for the others
+    cause: Cause = Cause.RETURNED  # why its last worker ended
+    # Restarts since the last quiet window, by cause: the exponents of their back-offs.
+    attempts: Counter[Cause] = field(default_factory=Counter)
     births: int = 0
     recycle_due: float | None = None  # when its worker is old enough to be replaced
     outgrows_at: float = NEVER  # bytes above which its worker is replaced
     has_outgrown: bool = False  # and has been asked to be
+
+    @property
+    def next_try(self) -> float | None:
+        """When its next worker may be spawned; +inf: when others have shown that it helps."""
+        if self.restart_due is None or self.gate is None:
+            return self.restart_due
+        return max(self.restart_due, self.gate.due)
+
+    @property
+    def proof_due(self) -> float:
+        """When its worker will have proved to those behind the same gate that it helps."""
+        if self.gate is None or self.worker is None:
+            return NEVER
+        return self.gate.proof_due(self.worker.id)
 
     @property
     def is_done(self) -> bool:
@@ -72,7 +96,7 @@ class Group:
 
     Args:
         spec: what it is to be.
-        draw: uniform numbers from 0 to 1, for jitter.
+        gates: the fleet's, with its jitter.
         generation: of its first workers.
         is_provisional: made by a roll that may yet turn back.
     """
@@ -80,7 +104,7 @@ class Group:
     def __init__(
         self,
         spec: GroupSpec,
-        draw: Callable[[], float],
+        gates: Gates,
         generation: int,
         *,
         is_provisional: bool = False,
@@ -89,10 +113,25 @@ class Group:
         self.next_spec: GroupSpec | None = None  # what a roll under way will make of it
         self.is_provisional = is_provisional
         self.slots = [Slot(self, generation, is_provisional) for _ in range(spec.count)]
-        self.failure = ""  # why it has failed for good; empty: it has not
+        self.breaker = Breaker(gates.draw)
+        # Places without a worker that serves, and the pool that each of them waits for.
+        self.waiting: dict[Slot, Outage] = {}
+        self.told: Outage | None = None  # what it waits for, as it was announced; written by Fleet
+        self.waiting_since = 0.0  # written by Fleet
         self.was_ready = False  # it has been complete once; written by note_readiness
-        self._draw = draw
+        self._gates = gates
+        self._start = gates.of_a_start()  # what those wait behind whose start fails
         self._intensity = policy.Intensity()
+
+    @property
+    def failure(self) -> str:
+        """Why it has failed; empty: it has not."""
+        return self.breaker.reason
+
+    @property
+    def outage(self) -> Outage | None:
+        """What it waits for: the pool that cannot connect; None where it does not wait."""
+        return next(iter(self.waiting.values()), None)
 
     @property
     def rolling_spec(self) -> GroupSpec:
@@ -111,6 +150,8 @@ class Group:
             return "failed"
         if self.ready >= self.spec.count:
             return "ready"
+        if self.waiting:
+            return "waiting"
         return "degraded" if self.was_ready else "starting"
 
     def note_readiness(self) -> None:
@@ -125,9 +166,9 @@ class Group:
         slot.outgrows_at = NEVER
         slot.has_outgrown = False
         if self.spec.max_rss:
-            slot.outgrows_at = self.spec.max_rss * (1.0 - RSS_JITTER * self._draw())
+            slot.outgrows_at = self.spec.max_rss * (1.0 - RSS_JITTER * self._gates.draw())
         if self.spec.max_age and slot.worker is not None and slot.is_ready:
-            age = self.spec.max_age * (1.0 - AGE_JITTER * self._draw())
+            age = self.spec.max_age * (1.0 - AGE_JITTER * self._gates.draw())
             slot.recycle_due = slot.worker.history[Step.READY] + age
 
     def put_off_recycling(self, slot: Slot, now: float) -> None:
@@ -137,8 +178,9 @@ class Group:
             slot.recycle_due = now + self.spec.max_age * AGE_JITTER
 
     def forgive(self) -> None:
-        """Give a group that has failed another chance."""
-        self.failure = ""
+        """Give a group that has failed another chance, as if it had never failed."""
+        self.breaker.reset()
+        self._start = self._gates.of_a_start()
         self._intensity = policy.Intensity()
 
     def refill(self, now: float) -> None:
@@ -176,6 +218,8 @@ class Group:
         self.next_spec = None
         added = [slot for slot in self.slots if slot.is_provisional]
         self.slots = [slot for slot in self.slots if not slot.is_provisional]
+        for slot in added:
+            self.waiting.pop(slot, None)
         for slot in self.slots:
             slot.generation = generation
         return added
@@ -190,7 +234,91 @@ class Group:
         """Take away the slots above `count`; return them."""
         surplus = self.slots[count:]
         del self.slots[count:]
+        for slot in surplus:
+            self.waiting.pop(slot, None)
         return surplus
+
+    def give_up_plans(self) -> None:
+        """Spawn nobody any more: the fleet stops."""
+        self.breaker.due = None
+        self.breaker.proof_due = NEVER
+        for slot in self.slots:
+            slot.restart_due = slot.recycle_due = slot.gate = None
+
+    # --- what its workers tell ---------------------------------------------------------------------
+
+    def worker_ready(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Take note that the slot's worker serves."""
+        self.waiting.pop(slot, None)
+        self.schedule_recycling(slot)
+        self._observe(slot, worker, now)
+        if self.breaker.probe == worker.id:
+            self.breaker.proof_due = now + self.spec.policy.window
+
+    def outage_reported(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Take note that the slot's worker says that a pool cannot connect, or can again."""
+        self._observe(slot, worker, now)
+        outage = worker.outage
+        if outage is None:
+            self.waiting.pop(slot, None)
+        elif not slot.is_ready and not self.failure:
+            self.waiting[slot] = outage
+
+    def settle(self, slot: Slot, worker: Worker | None, now: float) -> None:
+        """Forget what was planned for a slot, since a roll has brought a worker that serves.
+
+        Args:
+            slot: where `slot.worker` is the new one.
+            worker: the one that was replaced, if there was one.
+            now: the time.
+        """
+        slot.restart_due = None
+        self.waiting.pop(slot, None)
+        if worker is not None:
+            if slot.gate is not None:
+                slot.gate.leave(worker.id)
+            if self.breaker.probe == worker.id and slot.worker is not None:
+                self.breaker.probe = slot.worker.id
+                self.breaker.proof_due = now + self.spec.policy.window
+        slot.gate = None
+        self.schedule_recycling(slot)
+
+    def _observe(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Settle when the slot's worker will have proved itself, as far as can be told now."""
+        if slot.gate is not None:
+            serves = slot.is_ready and worker.outage is None
+            slot.gate.observe(worker.id, now + self.spec.min_ready_time if serves else NEVER)
+
+    # --- failed, and tried again -------------------------------------------------------------------
+
+    def place_for_a_probe(self) -> Slot | None:
+        """Return a place that a failed group can try a worker in, if it has one."""
+        return next(
+            (
+                slot
+                for slot in self.slots
+                if slot.worker is None and not (slot.finished or slot.is_provisional)
+            ),
+            None,
+        )
+
+    def recover(self, now: float) -> None:
+        """Take it that a failed group works again: the rest follows in a ramp."""
+        self.forgive()
+        for slot in self.slots:
+            if slot.worker is None and not (slot.finished or slot.is_provisional):
+                slot.restart_due = now
+                slot.gate = self._start
+
+    def ended_in_a_roll(self, slot: Slot, worker: Worker, now: float) -> None:
+        """Forget a worker whose end a roll has accounted for."""
+        if slot.gate is not None:
+            slot.gate.leave(worker.id)
+        self._probe_ended(worker, now)
+
+    def _probe_ended(self, worker: Worker, now: float) -> None:
+        if self.breaker.probe == worker.id:
+            self.breaker.end_probe(self.spec.policy, now)
 
     def worker_ended(self, slot: Slot, worker: Worker, now: float) -> bool:
         """Decide what becomes of a slot whose worker ended uninvited.
@@ -199,34 +327,79 @@ class Group:
             True when the group has failed by this.
         """
         rules = self.spec.policy
-        if self.failure:
-            return False
-        if worker.pid is None and not worker.failed:  # nothing has run: that is nobody's failure
-            self._back_off(slot, worker, now, at_least=SPAWN_RETRY)
+        cause = slot.cause = worker.cause
+        gate, slot.gate = slot.gate, None
+        self.waiting.pop(slot, None)
+        had_failed = bool(self.failure)
+        if had_failed:
+            self._ended_in_failure(slot, worker, now)
         elif worker.failed and rules.restart is policy.Restart.NEVER:
-            self._fail(f"{worker.id} failed, and is not to be restarted")
-        elif worker.failed and self._intensity.count_failure(rules, now):
+            self._fail(f"{worker.id} failed, and is not to be restarted", cause, now, final=True)
+        elif self._is_one_too_many(worker, now):
             self._fail(
-                f"{len(self._intensity.times)} failures within {rules.window:g} s, "
-                f"at most {rules.max_restarts} are allowed; the last was {worker.id}"
+                f"{len(self._intensity.times)} failures within {rules.window:g} s, at most "
+                f"{rules.max_restarts} are allowed; the last was {worker.id}{_what_it_raised(worker)}",
+                cause,
+                now,
             )
-        elif policy.wants_restart(rules.restart, failed=worker.failed):
-            self._back_off(slot, worker, now)
+        elif cause is Cause.NOT_BORN or policy.wants_restart(rules.restart, failed=worker.failed):
+            self._plan_restart(slot, worker, now)
         else:
             slot.finished = True
-        return bool(self.failure)
+        if gate is not None:
+            gate.leave(worker.id)
+        return bool(self.failure) and not had_failed
 
-    def _back_off(self, slot: Slot, worker: Worker, now: float, at_least: float = 0.0) -> None:
+    def _is_one_too_many(self, worker: Worker, now: float) -> bool:
+        """Count a failure, where the group is to blame for it; what it depends on is not its own."""
+        if not worker.failed or worker.cause is Cause.DEPENDENCY:
+            return False
+        return self._intensity.count_failure(self.spec.policy, now)
+
+    def _plan_restart(self, slot: Slot, worker: Worker, now: float) -> None:
         rules = self.spec.policy
+        outage = worker.outage
+        if worker.cause is Cause.DEPENDENCY and outage is not None:
+            self.waiting[slot] = outage
+            slot.gate = self._gates.of_pool(outage.pool)
+        elif worker.cause is Cause.STARTUP:
+            slot.gate = self._start
+        if slot.gate is None:
+            self._back_off(slot, worker, now)
+        else:
+            slot.gate.fail(worker.id, rules, now)
+            slot.restart_due = now
+
+    def _back_off(self, slot: Slot, worker: Worker, now: float) -> None:
+        rules = self.spec.policy
+        cause = worker.cause
         # Quiet is what has served for a whole window; to wait for a restart, or to start, is not.
         if now - worker.history.get(Step.READY, now) >= rules.window:
-            slot.attempt = 0
-        slot.restart_due = now + max(
-            at_least, policy.backoff_delay(rules, slot.attempt, self._draw)
+            slot.attempts.clear()
+        delay = policy.backoff_delay(
+            rules, slot.attempts[cause], self._gates.draw, first_backoff(cause, rules.backoff)
         )
-        slot.attempt += 1
+        slot.restart_due = now + max(SPAWN_RETRY if cause is Cause.NOT_BORN else 0.0, delay)
+        slot.attempts[cause] += 1
 
-    def _fail(self, why: str) -> None:
-        self.failure = why
+    def _ended_in_failure(self, slot: Slot, worker: Worker, now: float) -> None:
+        if not worker.failed and not policy.wants_restart(self.spec.policy.restart, failed=False):
+            slot.finished = True
+            if self.breaker.probe == worker.id:  # it has done what it was for: that is a proof
+                self.breaker.probe = ""
+                self.breaker.proof_due = now
+        self._probe_ended(worker, now)
+
+    def _fail(self, why: str, cause: Cause, now: float, *, final: bool = False) -> None:
+        self.breaker.open(why, cause, self.spec.policy, now, final=final)
+        self.waiting.clear()
         for slot in self.slots:
             slot.restart_due = None
+            if slot.worker is None:
+                slot.gate = None
+
+
+def _what_it_raised(worker: Worker) -> str:
+    if len(worker.error) <= MAX_ERROR:
+        return f" ({worker.error})" if worker.error else ""
+    return f" ({worker.error[:MAX_ERROR]} …)"

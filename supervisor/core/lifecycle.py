@@ -98,11 +98,19 @@ TRANSITIONS: Mapping[State, _Reports] = {
     },
     _S.REGISTERED: {
         ev.WorkerReady: _S.READY,
+        ev.WorkerUnreachable: _S.REGISTERED,
+        ev.WorkerReachable: _S.REGISTERED,
         ev.WorkerLeaving: _S.REGISTERED,
         ev.WorkerFailed: _S.FAILING,
         **_DRAINS,
     },
-    _S.READY: {ev.WorkerLeaving: _S.READY, ev.WorkerFailed: _S.FAILING, **_DRAINS},
+    _S.READY: {
+        ev.WorkerUnreachable: _S.READY,
+        ev.WorkerReachable: _S.READY,
+        ev.WorkerLeaving: _S.READY,
+        ev.WorkerFailed: _S.FAILING,
+        **_DRAINS,
+    },
     _S.FAILING: {ev.WorkerLeaving: _S.FAILING, **_DRAINS},
     # Code that raises while it is told to end has failed and goes on draining.
     _S.CANCELLING: {

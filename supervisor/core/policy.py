@@ -50,14 +50,17 @@ def wants_restart(restart: Restart, *, failed: bool) -> bool:
             assert_never(restart)
 
 
-def backoff_delay(policy: RestartPolicy, attempt: int, draw: Callable[[], float]) -> float:
+def backoff_delay(
+    policy: RestartPolicy, attempt: int, draw: Callable[[], float], first: float | None = None
+) -> float:
     """Return the seconds before restart number `attempt` (0 is the first after a quiet window).
 
-    Doubling from `backoff`, ± 20 %, never above `backoff_max`. There the jitter goes downwards only:
-    cutting it off would let half of a fleet return at the same moment. `draw` gives uniform numbers
-    from 0 to 1.
+    Doubling from `first`, by default the policy's `backoff`; ± 20 %, never above `backoff_max`. There
+    the jitter goes downwards only: cutting it off would let half of a fleet return at the same moment.
+    `draw` gives uniform numbers from 0 to 1.
     """
-    delay = min(policy.backoff * 2.0 ** min(attempt, _MAX_DOUBLINGS), policy.backoff_max)
+    first = policy.backoff if first is None else first
+    delay = min(first * 2.0 ** min(attempt, _MAX_DOUBLINGS), policy.backoff_max)
     shortest = delay * (1.0 - JITTER)
     longest = min(delay * (1.0 + JITTER), policy.backoff_max)
     return shortest + (longest - shortest) * draw()

@@ -29,7 +29,7 @@ from __future__ import annotations
 __all__ = ["FleetGround", "Rolls"]
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Protocol, assert_never
@@ -37,6 +37,7 @@ from typing import Any, Protocol, assert_never
 from supervisor.core import events as ev
 from supervisor.core.group import Group, Slot
 from supervisor.core.roll import Failure, Ground, Progress, Roll
+from supervisor.core.slowstart import Gates
 from supervisor.core.spec import GroupSpec
 from supervisor.core.worker import NEVER, Worker
 
@@ -73,15 +74,13 @@ class Rolls:
     Args:
         groups: the fleet's own, by name; groups come and go here.
         ground: the fleet.
-        draw: uniform numbers from 0 to 1, for new groups.
+        gates: the fleet's, for new groups.
     """
 
-    def __init__(
-        self, groups: dict[str, Group], ground: FleetGround, draw: Callable[[], float]
-    ) -> None:
+    def __init__(self, groups: dict[str, Group], ground: FleetGround, gates: Gates) -> None:
         self._groups = groups
         self._ground = ground
-        self._draw = draw
+        self._gates = gates
         self._roll: Roll | None = None
         self._reload: ev.ReloadRequested | None = None  # what the roll under way carries out
         self._stage = _Stage.ROLLING  # of that reload
@@ -232,7 +231,7 @@ class Rolls:
         self._roll.advance(now)
 
     def _add(self, spec: GroupSpec, generation: int) -> Group:
-        group = Group(spec, self._draw, generation, is_provisional=True)
+        group = Group(spec, self._gates, generation, is_provisional=True)
         self._groups[spec.name] = group
         return group
 

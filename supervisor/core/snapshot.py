@@ -6,6 +6,7 @@ __all__ = ["FleetSnapshot", "GroupSnapshot", "WorkerSnapshot", "of_group", "of_w
 
 from dataclasses import dataclass
 
+from supervisor.core.causes import Cause, Outage
 from supervisor.core.group import Group
 from supervisor.core.lifecycle import State
 from supervisor.core.roll import Progress
@@ -29,7 +30,11 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """One group. `finished` workers ended as they should and are not replaced."""
+    """One group. `finished` workers ended as they should and are not replaced.
+
+    `next_restart` is when somebody is tried there next, None where that depends on another's success.
+    `cause` is why it has failed, waits or restarts, "" where it does none of these.
+    """
 
     name: str
     count: int
@@ -39,6 +44,8 @@ class GroupSnapshot:
     failure: str
     next_restart: float | None
     finished: int = 0
+    cause: str = ""
+    waiting_for: Outage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,9 @@ def of_worker(worker: Worker, restarts: int) -> WorkerSnapshot:
 
 def of_group(group: Group, ready: int) -> GroupSnapshot:
     """Return one group as it is now; `ready` counts successors that have no slot yet, too."""
-    dues = [slot.restart_due for slot in group.slots if slot.restart_due is not None]
+    dues = [due for slot in group.slots if (due := slot.next_try) is not None and due < NEVER]
+    if group.breaker.due is not None:
+        dues.append(group.breaker.due)
     return GroupSnapshot(
         name=group.spec.name,
         count=group.spec.count,
@@ -81,4 +90,16 @@ def of_group(group: Group, ready: int) -> GroupSnapshot:
         failure=group.failure,
         next_restart=min(dues, default=None),
         finished=sum(slot.finished for slot in group.slots),
+        cause=_cause_of(group),
+        waiting_for=group.outage,
     )
+
+
+def _cause_of(group: Group) -> str:
+    if group.failure:
+        return group.breaker.cause.value
+    if group.outage is not None:
+        return Cause.DEPENDENCY.value
+    causes = [slot.cause for slot in group.slots if slot.restart_due is not None]
+    shown = [cause.value for cause in causes if cause is not Cause.RETURNED]
+    return next(iter(shown), "")

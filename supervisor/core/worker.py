@@ -34,6 +34,7 @@ from typing import Any, assert_never
 
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
+from supervisor.core.causes import Cause, Outage, cause_of
 from supervisor.core.lifecycle import Decision, State, after_decision, after_report
 
 # Seconds from cancel to its receipt. It comes from a thread that does nothing else, so after that
@@ -110,16 +111,21 @@ class Worker:
     __slots__ = (
         "_abort_margin",
         "_cause",
+        "_outages",
         "_outbox",
         "_ready_timeout",
         "_terms",
+        "by_memory",
+        "cause",
         "deadline",
         "due",
+        "error",
         "failed",
         "fault",
         "generation",
         "group",
         "history",
+        "hung",
         "id",
         "kill_reason",
         "pid",
@@ -150,7 +156,12 @@ class Worker:
         self.history: dict[Step, float] = {}  # when each step was taken, in the order of the steps
         self.reports: Mapping[str, Any] = {}  # pool -> close report, as it said
         self.fault = ""  # why it counts as failed even when it ends with code 0
-        self.failed = False  # settled by its end
+        self.error = ""  # what its code has raised
+        self.failed = False  # settled by its end, as is the cause
+        self.cause = Cause.RETURNED
+        self.hung = False  # written by whoever detects hangs
+        self.by_memory = False  # an OOM kill is accounted for by its end; written by Fleet
+        self._outages: dict[str, str] = {}  # pools that cannot connect, and what their drivers say
         self.kill_reason = ""
         self._abort_margin = 0.0  # this and the cause are what it is told beside the deadline
         self._cause = ""
@@ -168,6 +179,11 @@ class Worker:
             "generation": self.generation,
         }
 
+    @property
+    def outage(self) -> Outage | None:
+        """The first pool that it says cannot connect; None where all can, as far as is known."""
+        return next((Outage(*item) for item in self._outages.items()), None)
+
     # --- what is reported of it ------------------------------------------------------------------
 
     def report(self, report: ev.WorkerReport, now: float) -> bool:
@@ -175,8 +191,8 @@ class Worker:
         state = after_report(self.state, report)
         if state is None:
             return False
-        if isinstance(report, ev.WorkerFailed) and Step.FAILED in self.history:
-            return False  # while it is told to end, failing does not change its state
+        if self._has_said(report):
+            return False  # what does not change its state
         self.state = state
         match report:
             case ev.WorkerBorn():
@@ -193,6 +209,10 @@ class Worker:
                 self._drained(report.reports, now)
             case ev.WorkerFailed():
                 self._raised(report, now)
+            case ev.WorkerUnreachable():
+                self._outages[report.pool] = report.error
+            case ev.WorkerReachable():
+                self._outages.pop(report.pool)
             case ev.WorkerLeaving():
                 self.cancel(self._terms.notice(now, report.why), now)
             case ev.StacksTaken():
@@ -202,6 +222,17 @@ class Worker:
             case _:
                 assert_never(report)
         return True
+
+    def _has_said(self, report: ev.WorkerReport) -> bool:
+        match report:
+            case ev.WorkerFailed():
+                return Step.FAILED in self.history
+            case ev.WorkerUnreachable():
+                return report.pool in self._outages
+            case ev.WorkerReachable():
+                return report.pool not in self._outages
+            case _:
+                return False
 
     def _born(self, pid: int, now: float) -> None:
         self.pid = pid
@@ -217,6 +248,7 @@ class Worker:
     def _not_born(self, report: ev.WorkerNotBorn) -> None:
         self.due = NEVER
         self.failed = report.by_application or bool(self.fault)
+        self.cause = Cause.STARTUP if self.failed else Cause.NOT_BORN
         if self.deadline == NEVER:  # else it was not wanted any more
             why = f"it {self.fault}: {report.why}" if self.fault else report.why
             self._announce("worker.not_spawned", error=why)
@@ -247,17 +279,32 @@ class Worker:
     def _raised(self, report: ev.WorkerFailed, now: float) -> None:
         self.history[Step.FAILED] = now
         self.fault = "failed"
+        self.error = report.error
+        self._outages.clear()  # what it says by this is more exact
+        if report.pool:
+            self._outages[report.pool] = report.error
         if self.state is State.FAILING:  # nobody has told it to end: it drains itself
             self.deadline = self.due = now + self._terms.grace
-        self._announce("worker.failed", error=report.error, traceback=report.traceback)
+        pool = {"pool": report.pool} if report.pool else {}
+        self._announce("worker.failed", error=report.error, traceback=report.traceback, **pool)
 
     def _exited(self, report: ev.WorkerExited, now: float) -> None:
         self.history[Step.EXITED] = now
         self.due = NEVER
         self.failed = bool(report.code) or report.signal is not None or bool(self.fault)
+        self.cause = cause_of(
+            failed=self.failed,
+            was_ready=Step.READY in self.history,
+            signal=report.signal,
+            is_ours=bool(self.kill_reason),
+            by_memory=self.by_memory,
+            hung=self.hung,
+            for_dependency=self.outage is not None,
+        )
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
         details = {
             "reason": self.fault,
+            "cause": self._cause_shown(),
             "leftovers": list(report.leftovers),
             "stacks": report.stacks,
         }
@@ -267,6 +314,12 @@ class Worker:
             uptime_seconds=_round(now - self.spawned_at),
             **{name: value for name, value in details.items() if value},
         )
+
+    def _cause_shown(self) -> str:
+        """Return why it ended, "" where it was told to, or has done what it was for."""
+        told_to = Step.CANCELLED in self.history or self.kill_reason
+        is_plain = self.cause is Cause.RETURNED or (told_to and not self.fault)
+        return "" if is_plain else self.cause.value
 
     # --- what is decided about it ----------------------------------------------------------------
 

@@ -41,6 +41,10 @@ REPORTS: list[Callable[[str], ev.Event]] = [
     ev.WorkerDrained,
     lambda worker: ev.WorkerFailed(worker, "ValueError", "Traceback"),
     lambda worker: ev.WorkerLeaving(worker, "SIGTERM from outside"),
+    lambda worker: ev.WorkerFailed(worker, "PoolTimeout", "Traceback", "main"),
+    lambda worker: ev.WorkerUnreachable(worker, "main", "refused"),
+    lambda worker: ev.WorkerUnreachable(worker, "other", "refused"),
+    lambda worker: ev.WorkerReachable(worker, "main"),
     lambda worker: ev.StacksTaken(worker, "stacks"),
 ]
 
@@ -79,6 +83,9 @@ class World(RuleBasedStateMachine):
         self.killed_in_stop = False
         self.slack = 0.0  # time that was given back after the supervisor stood still
         self.has_excused = False
+        self.oom_kills = 7
+        self.failed: dict[str, ac.Announce] = {}  # groups that have failed and not recovered
+        self.waiting: set[str] = set()  # groups that were said to wait
         self.fleet: Any = None
 
     @initialize(
@@ -116,10 +123,15 @@ class World(RuleBasedStateMachine):
             grace=grace,
             abort_margin=grace * margin,
             draw=lambda: draw,
+            oom_kills=self.oom_kills,
         )
         self.carry_out(self.fleet.start(self.now))
 
     # --- what can happen -------------------------------------------------------------------------
+
+    def backs_off(self) -> bool:
+        """Tell whether every group has a back-off as long as the default."""
+        return all(spec.policy.backoff >= 0.1 for spec in self.specs.values())
 
     def pick(self, index: int, wanted: Callable[[Process], bool]) -> Process:
         found = [process for process in self.processes.values() if wanted(process)]
@@ -182,6 +194,55 @@ class World(RuleBasedStateMachine):
     def its_code_raises(self, index: int) -> None:
         process = self.pick(index, is_known)
         self.happens(ev.WorkerFailed(process.worker, "ValueError", "Traceback"))
+
+    @precondition(lambda self: self.some(is_known))
+    @rule(index=st.integers(0, 9), pool=st.sampled_from(["main", "main", "other"]))
+    def its_database_is_away(self, index: int, pool: str) -> None:
+        process = self.pick(index, is_known)
+        self.happens(ev.WorkerUnreachable(process.worker, pool, "refused"))
+
+    @precondition(lambda self: self.some(is_known))
+    @rule(index=st.integers(0, 9), code=st.sampled_from([1, 0]))
+    def it_ends_for_want_of_its_database(self, index: int, code: int) -> None:
+        process = self.pick(index, is_known)
+        self.happens(ev.WorkerFailed(process.worker, "PoolTimeout", "Traceback", "main"))
+        self.ends(process, code=code)
+
+    @precondition(lambda self: self.some(is_alive))
+    @rule(index=st.integers(0, 9))
+    def the_machine_runs_out_of_memory(self, index: int) -> None:
+        process = self.pick(index, is_alive)
+        self.oom_kills += 1
+        self.ends(process, signal=9, oom_kills=self.oom_kills)
+
+    @precondition(lambda self: self.some(is_alive))
+    @rule(index=st.integers(0, 9))
+    def somebody_else_kills_it(self, index: int) -> None:
+        self.ends(self.pick(index, is_alive), signal=9, oom_kills=self.oom_kills)
+
+    @precondition(lambda self: self.backs_off())
+    @rule(for_database=st.booleans())
+    def for_twelve_seconds_every_start_fails(self, for_database: bool) -> None:
+        before = len(self.processes)
+        end = self.now + 12.0
+        while self.fleet.phase not in (Phase.STOPPING, Phase.STOPPED):
+            for process in [p for p in self.processes.values() if is_unborn(p)]:
+                process.pid = 1 + len(self.events)
+                self.happens(ev.WorkerBorn(process.worker, process.pid))
+            for process in [p for p in self.processes.values() if is_new(p)]:
+                process.said_hello = True
+                self.happens(ev.WorkerRegistered(process.worker))
+                if for_database:
+                    self.happens(ev.WorkerUnreachable(process.worker, "main", "refused"))
+                self.ends(process, code=1)
+            self.starts_that_fail_are_bounded(len(self.processes) - before)
+            due = self.fleet.next_deadline()
+            if self.some(is_unborn):
+                continue
+            if due is None or due >= end:
+                break
+            self.now = max(self.now, due)
+            self.time_passes()
 
     @precondition(lambda self: self.some(is_alive))
     @rule(
@@ -310,6 +371,8 @@ class World(RuleBasedStateMachine):
     def announced(self, action: ac.Announce) -> None:
         self.events.append(action.event)
         worker = action.fields.get("worker")
+        if action.event.startswith("group."):
+            self.group_changed(action)
         if action.event == "supervisor.stopping":
             self.told_to_stop(action.fields["grace_seconds"])
         if not action.event.startswith("worker."):
@@ -325,6 +388,22 @@ class World(RuleBasedStateMachine):
             self.may_die(process, self.grace)
         if action.event in {"worker.drained", "worker.exited", "worker.not_spawned"}:
             self.count_down(worker)
+
+    def group_changed(self, action: ac.Announce) -> None:
+        name = action.fields["group"]
+        if action.event == "group.failed":
+            self.waiting_never_becomes_failed(action)
+            self.failed[name] = action
+            self.waiting.discard(name)
+        elif action.event == "group.probing":
+            assert name in self.failed
+        elif action.event == "group.waiting":
+            assert name not in self.failed
+            self.waiting.add(name)
+        elif action.event == "group.recovered" and action.fields["was"] == "failed":
+            self.who_has_failed_recovers_by_a_proof_and_not_for_good(self.failed.pop(name))
+        elif action.event == "group.recovered":
+            self.waiting.remove(name)
 
     def count_down(self, worker: str) -> None:
         if worker in self.waited_for:
@@ -365,8 +444,22 @@ class World(RuleBasedStateMachine):
         assert self.events.count("supervisor.stopped") == 1
 
     def the_exit_code_tells_of_kills_and_failed_groups(self, finish: ac.Finish) -> None:
-        bad = self.killed_in_stop or "group.failed" in self.events
-        assert finish.exit_code == int(bad)
+        failed = {group.name for group in self.fleet.snapshot().groups if group.failure}
+        assert failed <= set(self.failed)  # the others were asked to restart
+        assert finish.exit_code == int(self.killed_in_stop or bool(failed))
+
+    def waiting_never_becomes_failed(self, action: ac.Announce) -> None:
+        """Save where a worker is never to be restarted: that is taken at its word."""
+        rules = self.fleet._groups[action.fields["group"]].spec.policy
+        assert action.fields["cause"] != "dependency" or rules.restart is Restart.NEVER
+
+    def who_has_failed_recovers_by_a_proof_and_not_for_good(self, failed: ac.Announce) -> None:
+        assert failed.fields["next_try_seconds"] is not None
+
+    def starts_that_fail_are_bounded(self, spawns: int) -> None:
+        """Each place may have had a restart coming; then each group has one who tries for all."""
+        places = sum(spec.count for spec in self.specs.values())
+        assert spawns <= places + 5 * len(self.specs), spawns
 
     def every_event_says_who_it_is_about(self, action: ac.Announce, process: Process) -> None:
         who = {key: action.fields[key] for key in ("worker", "group", "pid", "generation")}
@@ -462,11 +555,49 @@ class World(RuleBasedStateMachine):
     @invariant()
     def books(self) -> None:
         if self.fleet is not None:
+            self.forget_what_was_asked_for()
             self.never_more_workers_than_places()
             self.the_waitgroup_counts_each_member_once()
             self.the_books_show_who_lives()
             self.whoever_is_to_end_has_a_deadline()
             self.ready_is_announced_at_most_once_and_never_after_a_stop()
+            if self.fleet.phase not in (Phase.STOPPING, Phase.STOPPED):
+                self.a_gate_lets_through_the_living_one_at_first_then_more()
+                self.who_has_failed_is_tried_again_or_failed_for_good()
+                self.who_waits_says_for_what()
+
+    def a_gate_lets_through_the_living_one_at_first_then_more(self) -> None:
+        groups = self.fleet._groups.values()
+        gates = {slot.gate for group in groups for slot in group.slots if slot.gate is not None}
+        for gate in gates | set(self.fleet._gates._by_pool.values()):
+            assert gate.on_their_way <= set(self.fleet._workers)
+            assert len(gate.on_their_way) <= gate.room or gate.room == 1
+            if gate.works_since == NEVER:  # not since the last failure
+                assert gate.room == 1
+
+    def who_has_failed_is_tried_again_or_failed_for_good(self) -> None:
+        for group in self.fleet._groups.values():
+            breaker = group.breaker
+            if not breaker.reason:
+                continue
+            if breaker.probe:
+                assert breaker.due is None
+                assert breaker.probe in self.fleet._workers
+            is_final = group.spec.policy.restart is Restart.NEVER
+            assert is_final or breaker.probe or breaker.due is not None or breaker.proof_due < NEVER
+
+    def who_waits_says_for_what(self) -> None:
+        for group in self.fleet.snapshot().groups:
+            waits = group.waiting_for is not None
+            assert waits is (group.name in self.waiting)
+            assert not (waits and group.failure)
+            assert waits or group.state != "waiting"
+
+    def forget_what_was_asked_for(self) -> None:
+        """Groups that have failed are made good by a restart, and a reload takes groups away."""
+        groups = {group.name: group for group in self.fleet.snapshot().groups}
+        self.failed = {n: a for n, a in self.failed.items() if n in groups and groups[n].failure}
+        self.waiting &= set(groups)
 
     def never_more_workers_than_places(self) -> None:
         for name, spec in self.specs.items():

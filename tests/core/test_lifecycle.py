@@ -27,28 +27,30 @@ REPORTS: list[ev.WorkerEvent] = [
     ev.WorkerFailed("w", "", ""),
     ev.WorkerLeaving("w", ""),
     ev.StacksTaken("w", ""),
+    ev.WorkerUnreachable("w", "main", ""),
+    ev.WorkerReachable("w", "main"),
     ev.WorkerExited("w", code=0),
 ]
 
 # The table once more, in another shape: a change of one must be a change of both.
 # Columns as in REPORTS; "." is ignored, "=" is heard and changes nothing.
 EXPECTED = """
-            born     not_born registered  ready acknowledged drained failed  leaving stacks exited
-SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .
-DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .
-ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .
-STARTING    .        .        REGISTERED  .     .            .       .       =       .      EXITED
-REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      EXITED
-READY       .        .        .           .     .            DRAINED FAILING =       .      EXITED
-FAILING     .        .        .           .     .            DRAINED .       =       .      EXITED
-CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      EXITED
-EVICTED     .        .        TERMINATING .     .            .       .       .       .      EXITED
-TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      EXITED
-DRAINING    .        .        .           .     .            DRAINED =       .       .      EXITED
-DRAINED     .        .        .           .     .            .       .       .       .      EXITED
-DUMPING     .        .        .           .     .            .       .       .       =      EXITED
-KILLED      .        .        .           .     .            .       .       .       .      EXITED
-EXITED      .        .        .           .     .            .       .       .       .      .
+            born     not_born registered  ready acknowledged drained failed  leaving stacks unreach. reach. exited
+SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .        .      .
+DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .
+ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .
+STARTING    .        .        REGISTERED  .     .            .       .       =       .      .        .      EXITED
+REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      =        =      EXITED
+READY       .        .        .           .     .            DRAINED FAILING =       .      =        =      EXITED
+FAILING     .        .        .           .     .            DRAINED .       =       .      .        .      EXITED
+CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED
+EVICTED     .        .        TERMINATING .     .            .       .       .       .      .        .      EXITED
+TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED
+DRAINING    .        .        .           .     .            DRAINED =       .       .      .        .      EXITED
+DRAINED     .        .        .           .     .            .       .       .       .      .        .      EXITED
+DUMPING     .        .        .           .     .            .       .       .       =      .        .      EXITED
+KILLED      .        .        .           .     .            .       .       .       .      .        .      EXITED
+EXITED      .        .        .           .     .            .       .       .       .      .        .      .
 """
 
 # The same for decisions; "!" is a bug.

@@ -92,6 +92,10 @@ class RollWorld(World):
         )
         self.carry_out(self.fleet.start(self.now))
 
+    def backs_off(self) -> bool:
+        """Starts are not counted here: a roll has its own, and tries again in its own time."""
+        return False
+
     # --- what the operator does -------------------------------------------------------------------
 
     @rule(file=files(), quality=st.sampled_from([GOOD, GOOD, RAISES, MUTE, DIES_PROVING]))

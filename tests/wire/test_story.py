@@ -113,6 +113,17 @@ def test_an_end_from_outside():
     )
 
 
+def test_who_killed_it_is_said_where_the_kernel_knows():
+    """Want of memory is told from a kill by somebody."""
+    by = own("worker.exited", 3, signal=9, uptime_seconds=3.0, cause="memory")
+    lines = told(*LIFE, by)
+    assert "by SIGKILL, 3 s old; cause: memory" in lines[-3]
+    assert lines[-1] == "In short: jobs-1 was killed by the kernel for want of memory."
+    assert told(*LIFE, by | {"cause": "killed"})[-1] == (
+        "In short: jobs-1 was killed by somebody else, by SIGKILL."
+    )
+
+
 def test_a_living_worker():
     """It is there, and since when it is what it is."""
     assert told(*LIFE)[-1] == "In short: jobs-1 is there; since 18:00:01 it is ready."

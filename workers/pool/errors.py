@@ -29,11 +29,12 @@ class PoolError(Exception):
 class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 (the name is a promise of INTERFACE.md)
     """No connection within the acquire time-out. Says who has them, and why no more came.
 
-    `waited` is in seconds; `place` is this caller's place in the queue when it gave up (1 is
+    `pool` is its name; `waited` is in seconds; `place` is this caller's place in the queue when it gave up (1 is
     first); `holders` are the three longest loans, longest first; `last_dial_error` is the driver's
     error of the last failed dial since the last good one, also the `__cause__`.
     """
 
+    pool: str = ""
     waited: float = 0.0
     place: int = 0
     waiting: int = 0

@@ -87,9 +87,13 @@ class Pool(Shell):
             is told.
         on_crowded: Called by each thread that has to wait because `max_open` is reached, before
             it waits; it must not block.
+        on_outage: Called with the driver's error when it cannot connect for a reason that may pass,
+            and with None when it can again, by the thread that dials; it must not block.
     """
 
     on_crowded: Callable[[], object] | None = None
+    on_outage: Callable[[BaseException | None], object] | None = None
+    _is_out = False  # as `on_outage` was told
 
     def __init__(
         self,
@@ -635,13 +639,23 @@ class Pool(Shell):
             if interrupted:  # the asker's own, where he dials himself
                 self._run(actions, keeper=True)
                 raise
+            if not final:
+                self._tell_outage(exc)
             return actions
         now = monotonic()
+        self._tell_outage(None)
         if self._listener is not None:
             seconds = now - slot.born_at
             self._emit("ConnectionReady", connection=slot.number, seconds=seconds)
         with self._lock:
             return self._state.dialled(slot, conn, now, draw())
+
+    def _tell_outage(self, error: BaseException | None) -> None:
+        """Tell when what a dial shows is news. Two dials may cross: the next one sets it right."""
+        is_out = error is not None
+        if is_out is not self._is_out and self.on_outage is not None:
+            self._is_out = is_out
+            self.on_outage(error)
 
     def _learn(self, thing: object) -> None:
         """Find out from the first connection or error which driver `connect` belongs to."""

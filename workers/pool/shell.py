@@ -123,6 +123,20 @@ class Shell:
         """The driver, as far as it can be asked without waiting."""
         raise NotImplementedError
 
+    def is_outage(self, exc: BaseException) -> bool:
+        """Whether this error, in itself, says that the pool's server is away for now. Any thread.
+
+        True for a time-out after dials that failed, or while nobody had a connection, and for what the
+        driver raises when the server goes away; not for a wrong password, which waiting does not mend.
+        """
+        if isinstance(exc, PoolTimeout):
+            if exc.pool != self.name or isinstance(exc, PoolDeadlock):
+                return False
+            if exc.last_dial_error is None:
+                return exc.in_use == 0
+            return not self._knows.is_final(exc.last_dial_error)
+        return self._knows.is_error(exc) and self._knows.is_outage(exc)
+
     @property
     def _closed(self) -> Closing | None:
         """Its close, in progress or done."""

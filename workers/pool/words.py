@@ -76,6 +76,7 @@ def timed_out(
     if dial_error is not None:
         text += f"; the last dial failed: {_of(dial_error)}"
     error = kind(text)
+    error.pool = pool
     error.waited, error.place, error.waiting = waited, position, waiting
     error.max_open, error.open = stats.max_open, stats.open
     error.idle, error.in_use = stats.idle, stats.in_use

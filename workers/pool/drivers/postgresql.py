@@ -153,6 +153,21 @@ class PostgreSQLDriver(Driver):
             return True
         return any(words in str(exc) for words in FINAL)
 
+    def is_outage(self, exc: BaseException) -> bool:
+        """Whether the server has gone, or did not let itself be dialled.
+
+        Where it could not say so itself there is no SQLSTATE; nor is there for the use of a connection
+        that was closed before, which tells nothing about the server.
+        """
+        if self.is_disconnect(exc):
+            return True
+        return (
+            isinstance(exc, self._gone[0])
+            and getattr(exc, "sqlstate", None) is None
+            and "the connection is closed" not in str(exc)
+            and not self.is_final(exc)
+        )
+
     def disown(self, conn: Any) -> None:
         """Put /dev/null in the place of the socket: a good-bye would end the parent's session."""
         sockets.null(conn.fileno())
