@@ -53,6 +53,7 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         surge=group.surge,
         min_ready_time=group.min_ready_time,
         max_age=group.max_age,
+        hang_timeout=group.hang_timeout,
     )
 
 
@@ -88,6 +89,7 @@ def assignment(
         grace=settings.supervisor.grace,
         abort_margin=settings.supervisor.abort_margin,
         options=rules.options,
+        is_watched=rules.hang_timeout > 0.0,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
     )
 

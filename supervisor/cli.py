@@ -240,6 +240,30 @@ def scale(config: Path, size: str, *, wait: bool) -> None:
     _roll(config, Scale(group, int(count)), "scale", group, wait=wait)
 
 
+@main.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.argument("worker", metavar="WORKER")
+def dump(config: Path, worker: str, *, as_json: bool) -> None:
+    """Show what WORKER is doing, also when it hangs.
+
+    The stack of every thread and asyncio task, the jobs in flight, and what it has borrowed from
+    which pool. What needs its help and cannot be had is named, with the reason.
+    """
+    from supervisor.protocol import Dump
+
+    with _client(config) as client:
+        answer = client.ask(Dump(worker)).data
+    if as_json:
+        import json
+
+        _say(json.dumps(answer))
+    else:
+        from supervisor.report import dump_text
+
+        _say(dump_text(answer))
+
+
 # --- small things --------------------------------------------------------------------------------
 
 

@@ -25,8 +25,10 @@ from supervisor.config import Settings, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
-from supervisor.core.fleet import Fleet, Phase
+from supervisor.core.fleet import Fleet, Phase, WorkerSnapshot
+from supervisor.core.worker import SUSPECT_STACKS_DUE
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
+from supervisor.examination import Examination, Examinations, dump
 from supervisor.journal import CAPACITY, Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
@@ -106,7 +108,12 @@ class Supervisor:
         self._lending.change(settings.budget_terms())
         self._started = log.timestamp()
         self._reports = Reports()
-        self._dumps_wanted: set[str] = set()
+        self._examinations = Examinations(
+            self._processes.look,
+            self._processes.halted,
+            self._processes.take_stacks,
+            self._control.to_worker,
+        )
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
         self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -142,6 +149,7 @@ class Supervisor:
                 self._processes.next_deadline(),
                 self._lending.next_deadline(),
                 self._reports.next_deadline(),
+                self._examinations.next_deadline(),
             )
             if due is not None
         ]
@@ -163,6 +171,8 @@ class Supervisor:
         if self._control.clients in ready:
             for client, request in self._control.from_clients():
                 self._client_request(client, request)
+        for examination in self._examinations.over(time.monotonic()):
+            examination.then(examination)
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
         self._answer_inquiries(time.monotonic())
@@ -200,15 +210,7 @@ class Supervisor:
             case TemplateUnclear():
                 self._log.warning("template.unclear", pid=report.pid, error=report.error)
             case ev.StacksTaken():
-                if report.worker in self._dumps_wanted:
-                    self._dumps_wanted.discard(report.worker)
-                    self._log.info(
-                        "worker.stacks",
-                        worker=report.worker,
-                        stacks=report.stacks,
-                        missing=report.missing,
-                    )
-                self._handle(report)
+                self._examinations.stacks_taken(report)
             case _:
                 self._handle(report)
 
@@ -242,6 +244,8 @@ class Supervisor:
                 self._control.to_worker(worker, protocol.Farewell())
             case protocol.Report():
                 self._reports.heard(worker, message)
+            case protocol.Examined():
+                self._examinations.said(worker, message)
             case protocol.LeakFound():
                 self._leak_found(worker, message)
             case protocol.Usage():
@@ -290,10 +294,19 @@ class Supervisor:
 
     def _dump_all(self) -> None:
         for worker in self._fleet.snapshot().workers:
-            self._dumps_wanted.add(worker.id)
-            answer = self._processes.take_stacks(worker.id, time.monotonic())
-            if answer is not None:
-                self._process_report(answer)
+            self._dump(worker, lambda found: self._log.info("worker.stacks", **found))
+
+    def _dump(self, worker: WorkerSnapshot, then: Callable[[dict[str, Any]], object]) -> None:
+        """Examine a worker thoroughly, and hand over what was found."""
+
+        def found(examination: Examination) -> None:
+            now = self._fleet.worker_of(worker.id) or worker
+            halted = self._processes.halted(worker.id)
+            then(dump(examination, now, halted, time.monotonic()))
+
+        self._examinations.begin(
+            worker.id, found, now=time.monotonic(), patience=SUSPECT_STACKS_DUE
+        )
 
     # --- the command line ------------------------------------------------------------------------
 
@@ -328,6 +341,8 @@ class Supervisor:
                 self._restart(client, request.target)
             case protocol.Scale():
                 self._scale(client, request)
+            case protocol.Dump():
+                self._dump_one(client, request.worker)
             case _:
                 assert_never(request)
 
@@ -339,6 +354,16 @@ class Supervisor:
             return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.RestartRequested(target))
+
+    def _dump_one(self, client: bytes, name: str) -> None:
+        worker = self._fleet.worker_of(name)
+        if worker is None:
+            fleet = self._fleet.snapshot()
+            workers = [each.id for each in fleet.workers if each.group == name]
+            hint = f"; {name!r} is a group: name one of {', '.join(workers)}" if workers else ""
+            self._refuse(client, f"there is no worker named {name!r}{hint}")
+            return
+        self._dump(worker, lambda found: self._control.to_client(client, protocol.Answer(found)))
 
     def _scale(self, client: bytes, request: protocol.Scale) -> None:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
@@ -507,10 +532,17 @@ class Supervisor:
                     )
                 case ac.Terminate():
                     self._processes.terminate(action.worker)
+                case ac.Look():
+                    seen = self._processes.look(action.worker)
+                    if seen is not None:
+                        self._handle(seen)
                 case ac.TakeStacks():
-                    answer = self._processes.take_stacks(action.worker, time.monotonic())
-                    if answer is not None:
-                        self._handle(answer)
+                    self._examinations.begin(
+                        action.worker,
+                        lambda examination: self._handle(examination.report),
+                        now=time.monotonic(),
+                        patience=action.patience,
+                    )
                 case ac.Kill():
                     self._processes.kill(action.worker)
                 case ac.Retire():
@@ -566,7 +598,7 @@ class Supervisor:
         self._control.forget(worker)
         self._lending.forget(worker)
         self._reports.forget(worker)
-        self._dumps_wanted.discard(worker)
+        self._examinations.forget(worker)
 
     def _dropped(self, reason: str, detail: str, times: int) -> None:
         """Log what the control sockets drop: the first of a kind, then ever more seldom."""

@@ -25,6 +25,7 @@ from supervisor.protocol import (
     Allowance,
     Cancel,
     Drained,
+    Examine,
     Farewell,
     FromWorker,
     Hello,
@@ -54,6 +55,9 @@ class Handler(Protocol):
 
     def inquired(self, number: int) -> None:
         """The supervisor asks for a report with this number."""
+
+    def examined(self, number: int) -> None:
+        """The supervisor asks for all that is in hand, under this number."""
 
     def allowed(self, message: Allowance) -> None:
         """A pool's part in a budget has changed."""
@@ -165,6 +169,8 @@ class Link:
             self._handler.cancelled(message)
         elif isinstance(message, Inquire):
             self._handler.inquired(message.number)
+        elif isinstance(message, Examine):
+            self._handler.examined(message.number)
         elif isinstance(message, Allowance):
             self._handler.allowed(message)
         elif isinstance(message, Farewell):

@@ -10,6 +10,7 @@ __all__ = [
     "Announce",
     "Finish",
     "Kill",
+    "Look",
     "Outcome",
     "Retire",
     "SendCancel",
@@ -53,10 +54,21 @@ class Terminate:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeStacks:
-    """Get the stack of every thread of the worker from outside. Answered by StacksTaken."""
+class Look:
+    """Read what the worker has written down of its jobs. Answered by WorkerSeen, at once."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeStacks:
+    """Get the stack of every thread of the worker, and its jobs, whatever it is doing.
+
+    Answered by StacksTaken, within `patience` seconds.
+    """
+
+    worker: str
+    patience: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +121,4 @@ class Finish:
     outcomes: tuple[Outcome, ...]
 
 
-Action = Spawn | SendCancel | Terminate | TakeStacks | Kill | Retire | Announce | Finish
+Action = Spawn | SendCancel | Terminate | Look | TakeStacks | Kill | Retire | Announce | Finish

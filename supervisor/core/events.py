@@ -37,12 +37,14 @@ __all__ = [
     "WorkerReady",
     "WorkerRegistered",
     "WorkerReport",
+    "WorkerSeen",
 ]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from supervisor.core.jobs import JobSeen
 from supervisor.core.spec import GroupSpec
 
 RECYCLE = "recycle"  # why a worker is replaced for its age
@@ -127,10 +129,27 @@ class WorkerExited(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class StacksTaken(WorkerEvent):
-    """What could be had of its stacks; when nothing, `missing` says why."""
+    """What could be had of its stacks; when nothing, `missing` says why.
+
+    `jobs` are those in flight as far as they are known; None: that could not be had either.
+    """
 
     stacks: str
     missing: str = ""
+    jobs: tuple[JobSeen, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSeen(WorkerEvent):
+    """Somebody has looked at it from outside: the answer to `Look`.
+
+    Attributes:
+        jobs: those in flight, as its work loop has written them down.
+        halted: why its process does not run at all (it is stopped), "" where it does.
+    """
+
+    jobs: tuple[JobSeen, ...] = ()
+    halted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +236,7 @@ WorkerReport = (
     | WorkerLeaving
     | WorkerExited
     | StacksTaken
+    | WorkerSeen
 )
 Request = RestartRequested | ScaleRequested
 Event = (

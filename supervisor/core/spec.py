@@ -21,3 +21,4 @@ class GroupSpec:
     surge: int = 1
     min_ready_time: float = 1.0
     max_age: float = 0.0
+    hang_timeout: float = 0.0
