@@ -13,6 +13,7 @@ __all__ = ["Scoreboard", "receive"]
 import mmap
 import os
 import socket
+import weakref
 from collections import deque
 
 from supervisor.protocol import BOARD_BYTES, BOARD_ENTRY
@@ -56,7 +57,8 @@ class Scoreboard(Ledger):
         self._used = 0
         self._unplaced: deque[Job] = deque()
         # A child of user code must not write over its parent's entries.
-        os.register_at_fork(after_in_child=self._disinherit)
+        me = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _disinherit(me()))
 
     def begin(self, job: Job) -> None:
         """Count a job as in flight. Any thread."""
@@ -117,9 +119,15 @@ class Scoreboard(Ledger):
                     return
         self._free(place)
 
-    def _disinherit(self) -> None:
+    def disinherit(self) -> None:
+        """In a fork's child: write where nobody looks."""
         self._board = bytearray(BOARD_BYTES)
         self._times = memoryview(self._board).cast("d")
+
+
+def _disinherit(board: Scoreboard | None) -> None:
+    if board is not None:
+        board.disinherit()
 
 
 def _without_secrets(name: str) -> str:

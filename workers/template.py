@@ -68,8 +68,6 @@ def main() -> NoReturn:
     """Serve one supervisor until it ends. Never returns; never raises into the interpreter."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # A worker inherits this until it can write its stacks: who asks too early must not kill it.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a pidfd for each worker
     control = socket.socket(fileno=CONTROL_FD)

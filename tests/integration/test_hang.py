@@ -294,3 +294,25 @@ def test_dumps_while_workers_are_born_kill_nobody(tmp_path):
         supervised.event("worker.stacks", count=8)
         assert supervised.stop() == 0
     assert len(supervised.events("worker.spawned")) == 8
+
+
+def test_dumps_of_a_worker_whose_threads_are_all_busy_do_not_crash_it(tmp_path):
+    """Its own thread looks at the others while none of them runs; no signal walks their frames."""
+    source = (
+        "def climb(n):\n"
+        "    return n and climb(n - 1)\n"
+        "def run(worker):\n"
+        "    def work():\n"
+        "        while not worker.accepting.done:\n"
+        "            climb(200)\n"
+        "    for _ in range(2):\n"
+        "        worker.wg.go(work)\n"
+        "    worker.ready()\n"
+        "    worker.accepting.wait()\n"
+    )
+    with Supervised(tmp_path, group("w", "climbing:run"), modules={"climbing": source}) as here:
+        here.ready()
+        found = [dump(here, "w-1") for _ in range(4)]
+        assert here.stop() == 0
+    assert any("in climb" in each["stacks"] for each in found)
+    assert not here.events("worker.exited", worker="w-1", signal=signal.SIGSEGV)

@@ -110,6 +110,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "workers.jobs.min_ready_time": [('"1s"', 1.0), ('"0"', 0.0)],
     "workers.jobs.surge": [("1", 1), ("3", 3)],
     "workers.jobs.max_age": [('"24h"', 86400.0), ("0", 0.0)],
+    "workers.jobs.hang_timeout": [('"60s"', 60.0), ("0", 0.0)],
     "workers.jobs.env": [('{ A = "1", _b2 = "" }', {"A": "1", "_b2": ""})],
     "workers.jobs.options": [
         ('{ a = [1, 2.5, true, "x"], b = { c = -1 } }', {"a": [1, 2.5, True, "x"], "b": {"c": -1}}),
@@ -177,6 +178,7 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.min_ready_time": NO_DURATION,
     "workers.jobs.surge": [*NO_COUNT, "0"],
     "workers.jobs.max_age": NO_DURATION,
+    "workers.jobs.hang_timeout": NO_DURATION,
     "workers.jobs.env": ['"A=1"', "{ A = 1 }", '{ "A B" = "x" }', '{ A = "\\u0000" }'],
     "workers.jobs.options": ["3", "[]", "{ day = 1979-05-27 }", "{ big = 0x10000000000000000 }"],
 }
@@ -187,7 +189,6 @@ NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     "supervisor.listen": ('"127.0.0.1:9464"', ['"9464"', '"::1:80"', '"a:70000"', "9464"], ['""']),
     "supervisor.region": ('"eu-west"', ["3", '"eu west"'], ['""']),
     "workers.jobs.notify": ("true", ['"yes"', "1"], ["false"]),
-    "workers.jobs.hang_timeout": ('"60s"', NO_DURATION, ['"0"', "0"]),
     "workers.jobs.max_rss": ('"1GiB"', ['"1GB"', "-1", "true", '"2000TiB"'], ['"0"', "0"]),
     "workers.jobs.user": ('"app"', ["0"], ['""']),
     "workers.jobs.sockets": ('["web"]', ['"web"', "[1]"], ["[]"]),
