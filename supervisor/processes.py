@@ -34,7 +34,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from supervisor import scoreboard
 from supervisor.core import events as ev
 from supervisor.errors import SpawnError, WireError
 from supervisor.launch import MAX_FRAME, Template, launch_template
@@ -161,6 +160,8 @@ class Processes:
         lifeline.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         child = _Child(worker, fork.assignment.group, template, lifeline, theirs.detach())
         if fork.assignment.is_watched:
+            from supervisor import scoreboard
+
             try:
                 child.board = scoreboard.make(worker)
                 socket.send_fds(lifeline, [b"b"], [child.board])  # waits there for the worker
@@ -214,6 +215,8 @@ class Processes:
         child = self._children.get(worker)
         if child is None or child.board < 0:
             return None
+        from supervisor import scoreboard
+
         return ev.WorkerSeen(worker, scoreboard.read(child.board), self.halted(worker))
 
     def halted(self, worker: str) -> str:
