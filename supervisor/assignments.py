@@ -63,6 +63,7 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         min_ready_time=group.min_ready_time,
         max_age=group.max_age,
         max_rss=group.max_rss,
+        hang_timeout=group.hang_timeout,
     )
 
 
@@ -115,6 +116,7 @@ def assignment(
         log_format=settings.log.format,
         log_level=settings.log.level,
         options=rules.options,
+        is_watched=rules.hang_timeout > 0.0,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
     )
 

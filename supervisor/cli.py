@@ -260,6 +260,30 @@ def _check_connections(settings: Settings, config: Path) -> None:
         raise SupervisorError("\n".join(unreached))
 
 
+@main.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.argument("worker", metavar="WORKER")
+def dump(config: Path, worker: str, *, as_json: bool) -> None:
+    """Show what WORKER is doing, also when it hangs.
+
+    The stack of every thread and asyncio task, the jobs in flight, and what it has borrowed from
+    which pool. What needs its help and cannot be had is named, with the reason.
+    """
+    from supervisor.protocol import Dump
+
+    with _client(config) as client:
+        answer = client.ask(Dump(worker)).data
+    if as_json:
+        import json
+
+        _say(json.dumps(answer))
+    else:
+        from supervisor.report import dump_text
+
+        _say(dump_text(answer))
+
+
 # --- small things --------------------------------------------------------------------------------
 
 

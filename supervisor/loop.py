@@ -32,13 +32,15 @@ from supervisor.config import Settings, compared, load
 from supervisor.control import Control, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
-from supervisor.core.fleet import Fleet, Phase
+from supervisor.core.fleet import Fleet, Phase, WorkerSnapshot
+from supervisor.core.worker import SUSPECT_STACKS_DUE
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
+from supervisor.examination import Examination, Examinations, dump
 from supervisor.journal import CAPACITY, Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
-from supervisor.orphans import Notes, Orphans
 from supervisor.memory import OomCounter
+from supervisor.orphans import Notes, Orphans
 from supervisor.processes import (
     Processes,
     TemplateDied,
@@ -125,7 +127,12 @@ class Supervisor:
         self._tuning = Tuning(self._control.to_worker)
         self._started = log.timestamp()
         self._reports = Reports()
-        self._dumps_wanted: set[str] = set()
+        self._examinations = Examinations(
+            self._processes.look,
+            self._processes.halted,
+            self._processes.take_stacks,
+            self._control.to_worker,
+        )
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
         self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -167,6 +174,7 @@ class Supervisor:
                 self._tuning.next_deadline(),
                 self._orphans.next_deadline(),
                 self._reports.next_deadline(),
+                self._examinations.next_deadline(),
             )
             if due is not None
         ]
@@ -188,6 +196,8 @@ class Supervisor:
         if self._control.clients in ready:
             for client, request in self._control.from_clients():
                 self._client_request(client, request)
+        for examination in self._examinations.over(time.monotonic()):
+            examination.then(examination)
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
         if self._orphans.time_passed(time.monotonic()):
@@ -232,15 +242,7 @@ class Supervisor:
             case TemplateUnclear():
                 self._log.warning("template.unclear", pid=report.pid, error=report.error)
             case ev.StacksTaken():
-                if report.worker in self._dumps_wanted:
-                    self._dumps_wanted.discard(report.worker)
-                    self._log.info(
-                        "worker.stacks",
-                        worker=report.worker,
-                        stacks=report.stacks,
-                        missing=report.missing,
-                    )
-                self._handle(report)
+                self._examinations.stacks_taken(report)
             case ev.WorkerExited(signal=signal.SIGKILL):
                 self._handle(replace(report, oom_kills=self._oom_counter.read()))
             case _:
@@ -249,18 +251,7 @@ class Supervisor:
     def _worker_message(self, worker: str, message: Any) -> None:
         match message:
             case protocol.Hello():
-                found = self._fleet.worker_of(worker)
-                if found is not None and found.pid is None:
-                    # Its hello is here, so its birth is told by now: after this turn has asked.
-                    self._hear_of_processes()
-                    found = self._fleet.worker_of(worker)
-                if found is None or message.pid != found.pid:
-                    self._control.forget(worker)
-                    self._dropped("liar", f"{worker} says that its pid is {message.pid}", 1)
-                else:
-                    self._handle(ev.WorkerRegistered(worker))
-                    self._lending.registered(worker)
-                    self._tuning.registered(worker)
+                self._hello(worker, message)
             case protocol.Ready():
                 self._handle(ev.WorkerReady(worker))
             case protocol.Acknowledged():
@@ -274,15 +265,17 @@ class Supervisor:
             case protocol.Reachable():
                 self._handle(ev.WorkerReachable(worker, message.pool))
             case protocol.Drained():
-                reports = {
-                    name: protocol.to_builtins(report) for name, report in message.reports.items()
-                }
-                if not any(report.leaked for report in message.reports.values()):
-                    self._lending.closed_all(worker)
-                self._handle(ev.WorkerDrained(worker, reports))
-                self._control.to_worker(worker, protocol.Farewell())
+                self._drained(worker, message)
+            case _:
+                self._worker_answer(worker, message)
+
+    def _worker_answer(self, worker: str, message: Any) -> None:
+        """Pass on what a worker says that is nothing to its life."""
+        match message:
             case protocol.Report():
                 self._reports.heard(worker, message)
+            case protocol.Examined():
+                self._examinations.said(worker, message)
             case protocol.LeakFound():
                 self._leak_found(worker, message)
             case protocol.Usage():
@@ -293,6 +286,27 @@ class Supervisor:
                 self._tuning.confirmed(worker, message.number)
             case _:
                 assert_never(message)
+
+    def _hello(self, worker: str, hello: protocol.Hello) -> None:
+        found = self._fleet.worker_of(worker)
+        if found is not None and found.pid is None:
+            # Its hello is here, so its birth is told by now: after this turn has asked.
+            self._hear_of_processes()
+            found = self._fleet.worker_of(worker)
+        if found is None or hello.pid != found.pid:
+            self._control.forget(worker)
+            self._dropped("liar", f"{worker} says that its pid is {hello.pid}", 1)
+        else:
+            self._handle(ev.WorkerRegistered(worker))
+            self._lending.registered(worker)
+            self._tuning.registered(worker)
+
+    def _drained(self, worker: str, drained: protocol.Drained) -> None:
+        if not any(report.leaked for report in drained.reports.values()):
+            self._lending.closed_all(worker)
+        reports = {name: protocol.to_builtins(report) for name, report in drained.reports.items()}
+        self._handle(ev.WorkerDrained(worker, reports))
+        self._control.to_worker(worker, protocol.Farewell())
 
     def _leak_found(self, worker: str, leak: protocol.LeakFound) -> None:
         found = self._fleet.worker_of(worker)
@@ -335,10 +349,19 @@ class Supervisor:
 
     def _dump_all(self) -> None:
         for worker in self._fleet.snapshot().workers:
-            self._dumps_wanted.add(worker.id)
-            answer = self._processes.take_stacks(worker.id, time.monotonic())
-            if answer is not None:
-                self._process_report(answer)
+            self._dump(worker, lambda found: self._log.info("worker.stacks", **found))
+
+    def _dump(self, worker: WorkerSnapshot, then: Callable[[dict[str, Any]], object]) -> None:
+        """Examine a worker thoroughly, and hand over what was found."""
+
+        def found(examination: Examination) -> None:
+            now = self._fleet.worker_of(worker.id) or worker
+            halted = self._processes.halted(worker.id)
+            then(dump(examination, now, halted, time.monotonic()))
+
+        self._examinations.begin(
+            worker.id, found, now=time.monotonic(), patience=SUSPECT_STACKS_DUE
+        )
 
     # --- the command line ------------------------------------------------------------------------
 
@@ -368,6 +391,8 @@ class Supervisor:
                 self._restart(client, request.target)
             case protocol.Scale():
                 self._scale(client, request)
+            case protocol.Dump():
+                self._dump_one(client, request.worker)
             case _:
                 assert_never(request)
 
@@ -379,6 +404,16 @@ class Supervisor:
             return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.RestartRequested(target))
+
+    def _dump_one(self, client: bytes, name: str) -> None:
+        worker = self._fleet.worker_of(name)
+        if worker is None:
+            fleet = self._fleet.snapshot()
+            workers = [each.id for each in fleet.workers if each.group == name]
+            hint = f"; {name!r} is a group: name one of {', '.join(workers)}" if workers else ""
+            self._refuse(client, f"there is no worker named {name!r}{hint}")
+            return
+        self._dump(worker, lambda found: self._control.to_client(client, protocol.Answer(found)))
 
     def _scale(self, client: bytes, request: protocol.Scale) -> None:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
@@ -610,10 +645,17 @@ class Supervisor:
                     )
                 case ac.Terminate():
                     self._processes.terminate(action.worker)
+                case ac.Look():
+                    seen = self._processes.look(action.worker)
+                    if seen is not None:
+                        self._handle(seen)
                 case ac.TakeStacks():
-                    answer = self._processes.take_stacks(action.worker, time.monotonic())
-                    if answer is not None:
-                        self._handle(answer)
+                    self._examinations.begin(
+                        action.worker,
+                        lambda examination: self._handle(examination.report),
+                        now=time.monotonic(),
+                        patience=action.patience,
+                    )
                 case ac.Kill():
                     self._processes.kill(action.worker)
                 case ac.MeasureMemory():
@@ -681,7 +723,7 @@ class Supervisor:
         self._tuning.forget(worker)
         self._notes.ended(worker)
         self._reports.forget(worker)
-        self._dumps_wanted.discard(worker)
+        self._examinations.forget(worker)
 
     def _dropped(self, reason: str, detail: str, times: int) -> None:
         """Log what the control sockets drop: the first of a kind, then ever more seldom."""

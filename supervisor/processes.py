@@ -47,9 +47,9 @@ MAX_BLACK_BOX = 1 << 18
 # they are taken for complete when nothing has come for this long.
 STACKS_QUIET = 0.05
 # What the supervisor has open: for itself and its clients; for each worker its lifeline (for a
-# moment both ends), its pidfd and its connection.
+# moment both ends), its pidfd, its connection and its scoreboard.
 OWN_DESCRIPTORS = 64
-WORKER_DESCRIPTORS = 4
+WORKER_DESCRIPTORS = 5
 _CREDENTIALS = struct.Struct("=iII")
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -108,6 +108,7 @@ class _Child:
     theirs: int  # the worker's end, until it is sent; then -1
     pid: int = 0  # 0: not born
     pidfd: int = -1
+    board: int = -1  # its scoreboard, where it is watched
     black_box: bytearray = field(default_factory=bytearray)
     dump_from: int = -1  # where in the black box the stacks that were asked for begin
     dump_due: float | None = None
@@ -159,6 +160,15 @@ class Processes:
         lifeline.setblocking(False)
         lifeline.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         child = _Child(worker, fork.assignment.group, template, lifeline, theirs.detach())
+        if fork.assignment.is_watched:
+            from supervisor import scoreboard
+
+            try:
+                child.board = scoreboard.make(worker)
+                socket.send_fds(lifeline, [b"b"], [child.board])  # waits there for the worker
+            except OSError as exc:
+                self._release(child)
+                raise SpawnError(f"no scoreboard for {worker}: {exc.strerror}") from exc
         self._children[worker] = child
         self._watch(lifeline.fileno(), lambda _events: self._lifeline_readable(child))
         frame = encode(fork)
@@ -194,13 +204,28 @@ class Processes:
         child = self._children.get(worker)
         if child is None or not child.pid:
             return ev.StacksTaken(worker, "", "it has no process")
-        state = _state_of(child.pid)
-        if state in "Tt":
-            return ev.StacksTaken(worker, "", "it is stopped (SIGSTOP), so it can't write any")
+        if halt := self.halted(worker):
+            return ev.StacksTaken(worker, "", f"{halt}, so it can't write any")
         child.dump_from = len(child.black_box)
         child.dump_due = now + STACKS_QUIET * 4
         _signal(child.pidfd, signal.SIGUSR2)
         return None
+
+    def look(self, worker: str) -> ev.WorkerSeen | None:
+        """Return what a worker works on, read from outside; None where it is not watched."""
+        child = self._children.get(worker)
+        if child is None or child.board < 0:
+            return None
+        from supervisor import scoreboard
+
+        return ev.WorkerSeen(worker, scoreboard.read(child.board), self.halted(worker))
+
+    def halted(self, worker: str) -> str:
+        """Say why a worker's process cannot run at all, "" where it can."""
+        child = self._children.get(worker)
+        if child is None or not child.pid:
+            return "it has no process"
+        return _HALTS.get(_state_of(child.pid), "")
 
     def next_deadline(self) -> float | None:
         """Return when `reports` wants to be called at the latest."""
@@ -528,7 +553,7 @@ class Processes:
     def _release(self, child: _Child) -> None:
         self._unwatch(child.lifeline.fileno())
         child.lifeline.close()
-        for fd in (child.theirs, child.pidfd):
+        for fd in (child.theirs, child.pidfd, child.board):
             if fd >= 0:
                 self._unwatch(fd)
                 os.close(fd)
@@ -639,10 +664,10 @@ def _state_of(pid: int) -> str:
         return "X"
 
 
+_HALTS = {"T": "it is stopped (SIGSTOP)", "t": "it is stopped by a debugger"}
 _STATES = {
+    **_HALTS,
     "D": "it is in an uninterruptible system call (state D)",
-    "T": "it is stopped (SIGSTOP)",
-    "t": "it is stopped by a debugger",
     "Z": "it has ended",
     "X": "it has ended",
 }

@@ -11,6 +11,8 @@ line). Deadlines are absolute CLOCK_MONOTONIC seconds: one clock for all process
 from __future__ import annotations
 
 __all__ = [
+    "BOARD_BYTES",
+    "BOARD_ENTRY",
     "VERSION",
     "Accepted",
     "Acknowledged",
@@ -20,8 +22,11 @@ __all__ = [
     "Cancel",
     "CloseReport",
     "Drained",
+    "Dump",
     "EndSessions",
     "EventBatch",
+    "Examine",
+    "Examined",
     "Failed",
     "Farewell",
     "FetchEvents",
@@ -33,10 +38,12 @@ __all__ = [
     "Grace",
     "Hello",
     "Inquire",
+    "JobInFlight",
     "Leak",
     "LeakFound",
     "Load",
     "Loaded",
+    "Loan",
     "PoolLimits",
     "PoolSettings",
     "PoolStats",
@@ -50,6 +57,7 @@ __all__ = [
     "SessionsEnded",
     "Stop",
     "Stopping",
+    "Task",
     "ToClient",
     "ToTemplate",
     "ToWorker",
@@ -64,6 +72,7 @@ __all__ = [
     "to_builtins",
 ]
 
+import struct
 from typing import Any, TypeVar
 
 import msgspec
@@ -77,6 +86,12 @@ _MAGIC = b"ackvisor/%d " % VERSION
 # worker gone mad, and is dropped before it is parsed.
 MAX_BYTES = 1 << 20
 MAX_NAME = 63  # bytes of an application name: PostgreSQL cuts off the rest
+
+# A worker's scoreboard: shared memory, an entry a job: since (0: free), until, the thread's ident,
+# the name. The first entry is the header, whose third field is how many entries have been used. One
+# machine, one process image: native byte order, and each number is aligned, so none is torn.
+BOARD_ENTRY = struct.Struct("=ddQ40s")
+BOARD_BYTES = 1024 * BOARD_ENTRY.size
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -183,6 +198,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
+    is_watched: bool = False  # its scoreboard waits in the lifeline
 
 
 class Fork(Message, frozen=True):
@@ -252,6 +268,50 @@ class Report(Message, frozen=True, kw_only=True):
     jobs_done: int
     jobs_failed: int
     pools: dict[str, PoolStats]
+
+
+class JobInFlight(msgspec.Struct, frozen=True, kw_only=True):
+    """A job in flight; times as in `core.jobs.JobSeen`."""
+
+    name: str
+    since: float
+    until: float
+    thread: int
+
+
+class Loan(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection that is lent: by whom, for how long, borrowed where, and where he is now."""
+
+    pool: str
+    connection: int
+    held_seconds: float
+    thread: str
+    stack: str
+    now: str
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """An asyncio task that has not ended, and what it awaits."""
+
+    name: str
+    coroutine: str
+    stack: str
+
+
+class Examined(Message, frozen=True, kw_only=True):
+    """What a worker knows of its own state; the answer to `Examine`.
+
+    `stacks` are those of all its threads, as faulthandler writes them; `threads` are the names of its threads by ident; `missing` says of each part that could not be
+    had, or not completely, why.
+    """
+
+    number: int
+    stacks: str = ""
+    jobs: tuple[JobInFlight, ...] = ()
+    loans: tuple[Loan, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    threads: dict[int, str] = {}
+    missing: dict[str, str] = {}
 
 
 class Failed(Message, frozen=True):
@@ -324,6 +384,7 @@ FromWorker = (
     | Ready
     | Acknowledged
     | Report
+    | Examined
     | LeakFound
     | Usage
     | Tuned
@@ -347,6 +408,12 @@ class Cancel(Message, frozen=True):
 
 class Inquire(Message, frozen=True):
     """Send a `Report` with this number."""
+
+    number: int
+
+
+class Examine(Message, frozen=True):
+    """Send an `Examined` with this number."""
 
     number: int
 
@@ -393,7 +460,7 @@ class EndSessions(Message, frozen=True):
     application_name: str
 
 
-ToWorker = Cancel | Inquire | Allowance | Tune | EndSessions | Farewell
+ToWorker = Cancel | Inquire | Examine | Allowance | Tune | EndSessions | Farewell
 
 # --- command line to supervisor ----------------------------------------------------------------
 
@@ -438,7 +505,13 @@ class Scale(Message, frozen=True):
     count: int
 
 
-FromClient = GetStatus | FetchEvents | Stop | Reload | Restart | Scale
+class Dump(Message, frozen=True):
+    """Ask for stacks, tasks, jobs and loans of one worker."""
+
+    worker: str
+
+
+FromClient = GetStatus | FetchEvents | Stop | Reload | Restart | Scale | Dump
 
 # --- supervisor to command line ----------------------------------------------------------------
 

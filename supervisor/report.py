@@ -1,9 +1,10 @@
-"""What a person reads: the status table and the summary of a stop."""
+"""What a person reads: the status table, a dump, and the summary of a stop."""
 
 from __future__ import annotations
 
-__all__ = ["connections_table", "status_table", "stop_summary"]
+__all__ = ["connections_table", "dump_text", "status_table", "stop_summary"]
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def status_table(status: Mapping[str, Any]) -> str:
 def _worker_row(worker: Mapping[str, Any]) -> list[Any]:
     return [
         worker["id"],
-        worker["state"],
+        worker["state"] + (" (stopped)" if worker["stopped"] else ""),
         worker["pid"] or "",
         worker["generation"],
         worker["in_flight"],
@@ -118,6 +119,65 @@ def _limit_cells(check: PoolCheck) -> list[Any]:
         return [check.allowed, check.note]
     _, why, most = check.tightest
     return [most, why]
+
+
+def dump_text(dump: Mapping[str, Any]) -> str:
+    """Render a dump for eyes: what is in hand first, then where every thread is."""
+    missing, names = dump["missing"], dump["threads"]
+    head = (
+        f"{dump['worker']}  {dump['state']}  generation {dump['generation']}  "
+        f"pid {dump['pid'] or 'none yet'}  up {_span(dump['uptime_seconds'])}"
+    )
+    if dump["halted"]:
+        head += f"\n{dump['halted']}"
+    jobs = [
+        f"  {job['name']}  for {job['seconds']:.1f} s  by thread "
+        + _thread(names.get(job.get("thread")), job.get("thread", "unknown"))
+        for job in dump["jobs"]
+    ]
+    loans = [
+        f"  pool {loan['pool']}, connection {loan['connection']}  for {loan['held_seconds']:.1f} s  "
+        f"by {loan['thread']}\n    borrowed at\n{_indented(loan['stack'])}"
+        + (f"\n    and now at\n{_indented(loan['now'])}" if loan["now"] else "")
+        for loan in dump["loans"]
+    ]
+    tasks = [
+        f"  {task['name']}  {task['coroutine']}\n{_indented(task['stack'])}"
+        for task in dump["tasks"]
+    ]
+    stacks = [
+        re.sub(
+            r"(?m)^((?:Current thread|Thread) )(0x[0-9a-f]+)",
+            lambda found: found[1] + _thread(names.get(found[2]), found[2]),
+            dump["stacks"].strip(),
+        )
+    ]
+    return "\n\n".join(
+        [
+            head,
+            _part("jobs in flight", jobs, missing.get("jobs")),
+            _part("borrowed connections", loans, missing.get("loans")),
+            _part("asyncio tasks", tasks, missing.get("tasks")),
+            _part(
+                "threads", stacks if dump["stacks"] else [], missing.get("stacks"), counted=False
+            ),
+        ]
+    )
+
+
+def _part(title: str, lines: list[str], missing: str | None, *, counted: bool = True) -> str:
+    title = f"{title}: {len(lines)}" if counted and (lines or not missing) else title
+    if missing:
+        title += f": not available: {missing}" if not lines else f" ({missing})"
+    return "\n".join([title, *lines])
+
+
+def _thread(name: str | None, ident: str) -> str:
+    return f'{ident} "{name}"' if name else ident
+
+
+def _indented(stack: str) -> str:
+    return "\n".join(f"    {line}" for line in stack.rstrip().splitlines())
 
 
 def stop_summary(finish: Finish) -> str:

@@ -112,6 +112,7 @@ def worker_status(
         "generation": worker.generation,
         "state": worker.state,
         "ready": worker.ready,
+        "stopped": _is_stopped(worker.pid),
         "in_flight": report.in_flight if report else 0,
         "jobs_done": report.jobs_done if report else 0,
         "jobs_failed": report.jobs_failed if report else 0,
@@ -131,3 +132,14 @@ def rss(pid: int | None) -> int:
             return int(file.read().split()[1]) * PAGE
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Tell whether a process is stopped, by SIGSTOP or by a debugger."""
+    if pid is None:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in {b"T", b"t"}
+    except (OSError, IndexError):
+        return False

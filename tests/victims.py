@@ -203,6 +203,81 @@ def stuck_before_ready(worker: Worker) -> None:
     _stay_for_ever()
 
 
+# --- those whose job hangs -----------------------------------------------------------------------
+
+
+def hanging(worker: Worker) -> None:
+    """Do good jobs first, and then one that never ends, in one of many ways."""
+    worker.ready()
+    for number in range(3):
+        with worker.job(f"good {number}") as job:
+            job.ctx.wait(0.01)
+    if worker.accepting.done:
+        return
+    with worker.job(worker.options.get("name", "bad")) as job:
+        worker.log.info("victim.hanging", began=time.monotonic())
+        match worker.options["how"]:
+            case "waiting":  # until it is told that its time is over
+                job.ctx.wait()
+                job.ctx.check()
+            case "deaf":
+                deaf_for_ever()
+            case "in C":  # without the interpreter lock
+                _sleep_in_c(ctypes.CDLL(None))
+            case "holding":  # with the interpreter lock
+                sys.setswitchinterval(3600.0)
+                _sleep_in_c(ctypes.PyDLL(None))
+            case "stopped":  # until somebody continues it
+                os.kill(os.getpid(), signal.SIGSTOP)
+                deaf_for_ever()
+            case "stopping the supervisor":
+                os.kill(os.getppid(), signal.SIGSTOP)
+                deaf_for_ever()
+            case "borrowing":
+                with worker.pools["main"].acquire(job.ctx):
+                    deaf_for_ever()
+            case other:
+                raise NotImplementedError(other)
+
+
+def deaf_for_ever() -> NoReturn:
+    """Swallow whatever comes."""
+    while True:
+        try:
+            _stay_for_ever()
+        except BaseException:
+            continue
+
+
+def _sleep_in_c(libc: ctypes.CDLL) -> NoReturn:
+    while True:
+        libc.usleep(999_999)
+
+
+async def hanging_async(worker: Worker) -> None:
+    """Have a task that waits for ever, in a job, and hear nothing of the stop."""
+
+    async def wait_for_ever() -> None:
+        with worker.job("bad"):
+            await asyncio.Event().wait()
+
+    worker.ready()
+    worker.log.info("victim.hanging", began=time.monotonic())
+    await asyncio.create_task(wait_for_ever(), name="stuck")
+
+
+def long_but_busy(worker: Worker) -> None:
+    """Have one job that takes much longer than any may, and says so; then a last one as ever."""
+    worker.ready()
+    with worker.job("long") as job:
+        end = time.monotonic() + worker.options["seconds"]
+        while time.monotonic() < end:
+            worker.busy_until(worker.options["step"])
+            job.ctx.wait(worker.options["step"] / 4)
+    worker.log.info("victim.finished")
+    worker.accepting.wait()
+
+
 # --- those that leave something behind -----------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from supervisor.protocol import (
     Cancel,
     Drained,
     EndSessions,
+    Examine,
     Farewell,
     FromWorker,
     Hello,
@@ -56,6 +57,9 @@ class Handler(Protocol):
 
     def inquired(self, number: int) -> None:
         """The supervisor asks for a report with this number."""
+
+    def examined(self, number: int) -> None:
+        """The supervisor asks for all that is in hand, under this number."""
 
     def allowed(self, message: Allowance) -> None:
         """A pool's part in a budget has changed."""
@@ -173,6 +177,8 @@ class Link:
             self._handler.cancelled(message)
         elif isinstance(message, Inquire):
             self._handler.inquired(message.number)
+        elif isinstance(message, Examine):
+            self._handler.examined(message.number)
         elif isinstance(message, Allowance):
             self._handler.allowed(message)
         elif isinstance(message, Tune):

@@ -54,11 +54,12 @@ from supervisor.protocol import (
     application_name,
 )
 from workers.context import Cancelled, Context, DeadlineExceeded
+from workers.examination import examine
 from workers.leases import Leases
 from workers.link import Link
 from workers.outages import Outages
 from workers.pool import Pool, drivers
-from workers.worker import Worker
+from workers.worker import Ledger, Worker
 
 MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
@@ -174,6 +175,7 @@ class _Runtime:
             pools=self._pools,
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
+            jobs=_scoreboard(lifeline) if assignment.is_watched else None,
         )
 
     def run(self) -> int:
@@ -229,6 +231,15 @@ class _Runtime:
                 pools={name: _stats(pool.stats()) for name, pool in list(self._pools.items())},
             )
         )
+
+    def examined(self, number: int) -> None:
+        """Tell all that is in hand, from a thread that may hang where somebody holds a lock."""
+
+        def tell() -> None:
+            self._link.send(examine(number, self._worker.jobs, self._worker.pools))
+
+        with contextlib.suppress(RuntimeError):  # no thread can be had: nobody waits for long
+            threading.Thread(target=tell, name="ackvisor-examination", daemon=True).start()
 
     def allowed(self, message: Allowance) -> None:
         """Have another number of connections."""
@@ -437,6 +448,12 @@ def _without_size(limits: PoolLimits) -> dict[str, Any]:
         for name in PoolLimits.__struct_fields__
         if name not in ("max_open", "max_idle")
     }
+
+
+def _scoreboard(lifeline: int) -> Ledger:
+    from workers.scoreboard import Scoreboard, receive
+
+    return Scoreboard(receive(lifeline))
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:

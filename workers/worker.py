@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Job", "Ledger", "Outcome", "Worker"]
 
+import math
 import threading
 import time
+from _thread import get_ident
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 from workers.context import Cancelled, Context
 from workers.pool import Pool
+from workers.pool.stacks import thread_name
 from workers.waitgroup import WaitGroup
 
-_Outcome = Literal["done", "failed", "cancelled"]
+Outcome = Literal["done", "failed", "cancelled"]
 
 
 class Job:
     """One unit of work in flight. Use as a `with` block, from any thread or task.
 
     Its context ends with the block, or when the worker's stop runs out of time for it.
+    Where the group has a `hang_timeout`, that is how long the block may take; see `busy_until`.
     """
 
-    __slots__ = ("_ledger", "ctx", "name", "since", "thread")
+    __slots__ = ("_ledger", "ctx", "ident", "name", "place", "since", "until")
 
-    def __init__(self, ledger: _Ledger, name: str, ctx: Context) -> None:
+    def __init__(self, ledger: Ledger, name: str, ctx: Context) -> None:
         self._ledger = ledger
         self.name = name
         self.ctx = ctx
-        self.since = time.monotonic()
-        self.thread = threading.current_thread().name
+        self.since = 0.0  # monotonic; this and the ident as of its begin
+        self.until = 0.0  # what busy_until has declared
+        self.ident = 0  # of the thread that has it in hand
+        self.place = 0  # of its entry in the scoreboard, which writes this
+
+    @property
+    def thread(self) -> str:
+        """The name of the thread that has it in hand."""
+        return thread_name(self.ident)
+
+    def busy_until(self, limit: float | Context) -> None:
+        """Declare that this job is going to be busy for a while. Any thread.
+
+        A job may take `hang_timeout` seconds from its begin. One that needs longer says so itself,
+        before it does: it counts as hung when that time *and* the one declared last have passed. The
+        last call counts, also where it allows less than the one before: so a job of many steps can
+        allow each of them its own time, and a step that hangs is found as soon as that is over.
+        Without a `hang_timeout` nothing is watched, and this changes nothing.
+
+        Args:
+            limit: seconds from now, or a context: until its deadline.
+
+        Raises:
+            ValueError: the seconds are negative or not finite, or the context has no deadline.
+            RuntimeError: the job is not in flight: it has not begun, or has ended.
+        """
+        self._ledger.extend(self, _moment(limit))
 
     def __enter__(self) -> Self:
+        self.since = time.monotonic()
+        self.ident = get_ident()
         self._ledger.begin(self)
         return self
 
@@ -43,27 +74,28 @@ class Job:
         traceback: TracebackType | None,
     ) -> None:
         if kind is None:
-            outcome: _Outcome = "done"
+            outcome: Outcome = "done"
         else:
             outcome = "failed" if issubclass(kind, Exception) else "cancelled"
         self.ctx.cancel()
         self._ledger.end(self, outcome)
 
 
-class _Ledger:
-    """The jobs in flight and how the others came out. Any thread."""
+class Ledger:
+    """The jobs in flight, and how the others came out. Every method: any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: list[Context] = []  # contexts that end when nothing is in flight
         self._jobs: dict[int, Job] = {}
-        self.outcomes: dict[_Outcome, int] = {"done": 0, "failed": 0, "cancelled": 0}
+        self.outcomes: dict[Outcome, int] = {"done": 0, "failed": 0, "cancelled": 0}
 
     def begin(self, job: Job) -> None:
-        with self._lock:
-            self._jobs[id(job)] = job
+        """Count a job as in flight."""
+        self._jobs[id(job)] = job  # atomic, so it needs no lock
 
-    def end(self, job: Job, outcome: _Outcome) -> None:
+    def end(self, job: Job, outcome: Outcome) -> None:
+        """Count a job as over."""
         with self._lock:
             del self._jobs[id(job)]
             self.outcomes[outcome] += 1
@@ -73,7 +105,19 @@ class _Ledger:
         for waiter in waiters:
             waiter.cancel()
 
+    def extend(self, job: Job, until: float) -> None:
+        """Remember until when a job is busy.
+
+        Raises:
+            RuntimeError: it is not in flight.
+        """
+        with self._lock:
+            if id(job) not in self._jobs:
+                raise RuntimeError(f"job {job.name!r} is not in flight: busy_until comes too late")
+            job.until = until
+
     def in_flight(self) -> list[Job]:
+        """Return the jobs that have begun and not ended, in the order of their begin."""
         with self._lock:
             return list(self._jobs.values())
 
@@ -113,6 +157,7 @@ class Worker:
         pools: dict[str, Pool],
         log: Any,
         on_ready: Callable[[], None],
+        jobs: Ledger | None = None,
     ) -> None:
         self.id = id
         self.group = group
@@ -126,7 +171,7 @@ class Worker:
         self.log = log
         self._on_ready = on_ready
         self._ready = threading.Lock()
-        self.jobs = _Ledger()
+        self.jobs = Ledger() if jobs is None else jobs
 
     def ready(self) -> None:
         """Say that this worker serves. `run` must call it; calling it again changes nothing."""
@@ -137,6 +182,28 @@ class Worker:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""
         return Job(self.jobs, name, self.ctx.with_cancel())
 
+    def busy_until(self, limit: float | Context) -> None:
+        """Declare that the work in hand is going to be busy for a while, for whoever has no Job.
+
+        As `Job.busy_until`, for every job that the calling thread has in flight: one may lie within
+        another. In asyncio those are the jobs of all tasks of the loop; a task says it of its own job.
+
+        Args:
+            limit: seconds from now, or a context: until its deadline.
+
+        Raises:
+            ValueError: as for `Job.busy_until`.
+            RuntimeError: the calling thread has no job in flight.
+        """
+        until, ident = _moment(limit), get_ident()
+        own = [job for job in self.jobs.in_flight() if job.ident == ident]
+        if not own:
+            raise RuntimeError(
+                "this thread has no job in flight: call busy_until of the job itself"
+            )
+        for job in own:
+            self.jobs.extend(job, until)
+
     @property
     def is_cancelled(self) -> bool:
         """Whether the worker has been told to end."""
@@ -144,3 +211,14 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} of generation {self.generation}>"
+
+
+def _moment(limit: float | Context) -> float:
+    """Return the moment that is meant by seconds from now, or by a context."""
+    if isinstance(limit, Context):
+        if limit.deadline is None:
+            raise ValueError("busy_until: this context has no deadline, and for ever is no answer")
+        return limit.deadline
+    if not (math.isfinite(limit) and limit >= 0.0):
+        raise ValueError(f"busy_until: {limit!r} is no number of seconds from now")
+    return time.monotonic() + limit

@@ -108,6 +108,7 @@ class GroupSettings:
     surge: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
     max_age: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     max_rss: int = field(default=0, metadata=_by(read.size))  # bytes; 0: off
+    hang_timeout: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     env: dict[str, str] = field(default_factory=dict, repr=False, metadata=_by(read.environment))
     options: dict[str, Any] = field(default_factory=dict, repr=False, metadata=_by(read.options))
 
@@ -190,7 +191,6 @@ LATER: dict[type, dict[str, Later]] = {
         "app": Later(read.entry_point, None, "there are no ASGI or WSGI workers yet"),
         "command": Later(read.array(read.text, least=1), None, _COMMAND),
         "notify": Later(read.flag, False, _COMMAND),
-        "hang_timeout": Later(read.duration(off=True), 0.0, "hangs are not detected yet"),
         "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
         "sockets": Later(read.array(read.text), (), SOCKETS_LACK),
     },

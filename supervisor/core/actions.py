@@ -10,6 +10,7 @@ __all__ = [
     "Announce",
     "Finish",
     "Kill",
+    "Look",
     "MeasureMemory",
     "Outcome",
     "Retire",
@@ -54,10 +55,21 @@ class Terminate:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeStacks:
-    """Get the stack of every thread of the worker from outside. Answered by StacksTaken."""
+class Look:
+    """Read what the worker has written down of its jobs. Answered by WorkerSeen, at once."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeStacks:
+    """Get the stack of every thread of the worker, and its jobs, whatever it is doing.
+
+    Answered by StacksTaken, within `patience` seconds.
+    """
+
+    worker: str
+    patience: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +128,14 @@ class Finish:
 
 
 Action = (
-    Spawn | SendCancel | Terminate | TakeStacks | Kill | MeasureMemory | Retire | Announce | Finish
+    Spawn
+    | SendCancel
+    | Terminate
+    | Look
+    | TakeStacks
+    | Kill
+    | MeasureMemory
+    | Retire
+    | Announce
+    | Finish
 )

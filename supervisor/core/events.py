@@ -39,6 +39,7 @@ __all__ = [
     "WorkerReady",
     "WorkerRegistered",
     "WorkerReport",
+    "WorkerSeen",
     "WorkerUnreachable",
 ]
 
@@ -46,6 +47,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from supervisor.core.jobs import JobSeen
 from supervisor.core.spec import GroupSpec
 
 RECYCLE = "recycle"  # why a worker is replaced for its age or size
@@ -148,10 +150,27 @@ class WorkerExited(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class StacksTaken(WorkerEvent):
-    """What could be had of its stacks; when nothing, `missing` says why."""
+    """What could be had of its stacks; when nothing, `missing` says why.
+
+    `jobs` are those in flight as far as they are known; None: that could not be had either.
+    """
 
     stacks: str
     missing: str = ""
+    jobs: tuple[JobSeen, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSeen(WorkerEvent):
+    """Somebody has looked at it from outside: the answer to `Look`.
+
+    Attributes:
+        jobs: those in flight, as its work loop has written them down.
+        halted: why its process does not run at all (it is stopped), "" where it does.
+    """
+
+    jobs: tuple[JobSeen, ...] = ()
+    halted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +267,7 @@ WorkerReport = (
     | WorkerLeaving
     | WorkerExited
     | StacksTaken
+    | WorkerSeen
 )
 Request = RestartRequested | ScaleRequested
 Event = (

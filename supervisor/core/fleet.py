@@ -220,6 +220,7 @@ class Fleet:
             spec.name,
             generation,
             ready_timeout=spec.ready_timeout,
+            hang_timeout=spec.hang_timeout,
             terms=self._terms,
             now=now,
             outbox=self._outbox,
@@ -259,7 +260,7 @@ class Fleet:
             case ev.WorkerDrained():
                 self._waitgroup.done(worker.id)
                 self._rolls.review(now)
-            case ev.WorkerLeaving():
+            case ev.WorkerLeaving() | ev.StacksTaken():
                 self._rolls.review(now)
             case ev.WorkerNotBorn() | ev.WorkerExited():
                 self._worker_ended(worker, slot, _how_it_ended(worker, report), now)

@@ -10,6 +10,7 @@ the only record of how far it has come; no flag shadows it.
     starting     STARTING    a process that has not said hello
                  REGISTERED  has said hello and proved itself; does not serve yet
     serving      READY
+                 SUSPECT     a job of it is overdue: its stacks are being taken, then it is cancelled
     by itself    FAILING     its user code raised; it drains itself
 
     told to end  CANCELLING  cancel sent, no receipt yet
@@ -52,6 +53,7 @@ class State(Enum):
     STARTING = ("starting", "starting")
     REGISTERED = ("registered", "starting")
     READY = ("ready", "ready")
+    SUSPECT = ("suspect", "draining")
     FAILING = ("failing", "failed")
     CANCELLING = ("cancelling", "draining")
     EVICTED = ("evicted", "draining")
@@ -71,6 +73,7 @@ class State(Enum):
 class Decision(Enum):
     """What the supervisor decides about a worker by itself."""
 
+    SUSPECT = "suspect"
     CANCEL = "cancel"
     TERMINATE = "terminate"
     GIVE_UP = "give up"
@@ -107,7 +110,16 @@ TRANSITIONS: Mapping[State, _Reports] = {
     _S.READY: {
         ev.WorkerUnreachable: _S.READY,
         ev.WorkerReachable: _S.READY,
+        ev.WorkerSeen: _S.READY,
         ev.WorkerLeaving: _S.READY,
+        ev.WorkerFailed: _S.FAILING,
+        **_DRAINS,
+    },
+    _S.SUSPECT: {
+        ev.WorkerUnreachable: _S.SUSPECT,
+        ev.WorkerReachable: _S.SUSPECT,
+        ev.StacksTaken: _S.SUSPECT,
+        ev.WorkerLeaving: _S.SUSPECT,
         ev.WorkerFailed: _S.FAILING,
         **_DRAINS,
     },
@@ -139,7 +151,8 @@ DECISIONS: Mapping[State, _Decisions] = {
     _S.ABANDONED: {_D.CANCEL: _S.ABANDONED},
     _S.STARTING: {_D.CANCEL: _S.EVICTED, _D.TAKE_STACKS: _S.DUMPING},
     _S.REGISTERED: {_D.CANCEL: _S.CANCELLING},
-    _S.READY: {_D.CANCEL: _S.CANCELLING},
+    _S.READY: {_D.SUSPECT: _S.SUSPECT, _D.CANCEL: _S.CANCELLING},
+    _S.SUSPECT: {_D.CANCEL: _S.CANCELLING},
     _S.FAILING: {_D.CANCEL: _S.CANCELLING, _D.TAKE_STACKS: _S.DUMPING},
     _S.CANCELLING: {
         _D.CANCEL: _S.CANCELLING,

@@ -209,7 +209,11 @@ class Roll:
     def review(self, now: float) -> None:
         """Find those who will not prove themselves any more, although they have not ended."""
         for move in list(self._moves.values()):
-            if self.fills(move.slot) and move.successor.state not in _PROMISING:
+            if not self.fills(move.slot):
+                continue
+            if move.successor.state is State.SUSPECT:
+                move.proved_at = NEVER  # it never will: but first its stacks are to come
+            elif move.successor.state not in _PROMISING:
                 self._successor_failed(move, _why_not(move.successor), now)
 
     def failed(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> None:

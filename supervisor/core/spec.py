@@ -22,3 +22,4 @@ class GroupSpec:
     min_ready_time: float = 1.0
     max_age: float = 0.0
     max_rss: int = 0  # bytes
+    hang_timeout: float = 0.0

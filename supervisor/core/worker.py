@@ -9,6 +9,16 @@ The way down, for a worker that is told to end by its deadline D:
        | acknowledged, drained, exited
        +-- still there at D -->  its stacks  -- at most STACKS_DUE -->  SIGKILL to its process group
 
+One that serves and has a `hang_timeout` is looked at from outside: when its oldest job would be
+overdue, and at least once in each `hang_timeout`, since a job may have begun just after the last look.
+A job that is overdue makes it suspect:
+
+    its stacks  -- at most SUSPECT_STACKS_DUE -->  `worker.hung`, and the way down, with the usual grace
+
+One that is stopped (SIGSTOP) can do nothing about its jobs: it is not judged, and its clocks begin
+anew when it is seen to run. So they do where the supervisor itself stood still, since both may
+have been frozen; but not twice within two `hang_timeout`, or a slow machine would find no hang.
+
 One that has not said hello has no work yet, and no socket to be told over: it gets SIGTERM at once.
 One that is not born is waited for like a receipt, then given up. One that ends by itself (its code
 returned or raised) is not cancelled, but D is set for it all the same: nothing waits for ever.
@@ -21,6 +31,7 @@ __all__ = [
     "RECEIPT_DUE",
     "STACKS_DUE",
     "STOP_NOW_GRACE",
+    "SUSPECT_STACKS_DUE",
     "Notice",
     "Step",
     "Terms",
@@ -35,6 +46,7 @@ from typing import Any, assert_never
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.causes import Cause, Outage, cause_of
+from supervisor.core.jobs import JobSeen, limit_of, told
 from supervisor.core.lifecycle import Decision, State, after_decision, after_report
 
 # Seconds from cancel to its receipt. It comes from a thread that does nothing else, so after that
@@ -42,6 +54,8 @@ from supervisor.core.lifecycle import Decision, State, after_decision, after_rep
 RECEIPT_DUE = 1.0
 # Seconds from the deadline to SIGKILL, for the stacks to be written and read.
 STACKS_DUE = 0.25
+# The same for a worker that hangs: there is no hurry, and other work in it goes on.
+SUSPECT_STACKS_DUE = 1.25
 # With STACKS_DUE and a slow turn of the loop this keeps "SIGKILL after at most one second".
 STOP_NOW_GRACE = 0.5
 
@@ -82,6 +96,7 @@ class Step(Enum):
     SPAWNED = "spawned"
     REGISTERED = "registered"
     READY = "ready"
+    HUNG = "hung"
     FAILED = "failed"
     CANCELLED = "cancel"
     TERMINATED = "SIGTERM"
@@ -92,6 +107,8 @@ class Step(Enum):
     EXITED = "exited"
 
 
+_LATE_STACKS = "it wrote none in time"
+_NO_WORDS = "it did not answer, and without a hang_timeout nothing is written down"
 _BEFORE_THE_LADDER = (Step.SPAWNED, Step.REGISTERED, Step.READY)
 
 
@@ -103,6 +120,7 @@ class Worker:
         group: the name of its group.
         generation: of the code that it runs.
         ready_timeout: seconds from its spawn until it must be ready.
+        hang_timeout: seconds that one of its jobs may take, 0: as long as it likes.
         terms: how much time it has to end.
         now: when its spawn was asked for.
         outbox: where actions are put.
@@ -111,10 +129,14 @@ class Worker:
     __slots__ = (
         "_abort_margin",
         "_cause",
+        "_halted",
+        "_hang_timeout",
         "_outages",
         "_outbox",
+        "_overdue",
         "_ready_timeout",
         "_terms",
+        "_watched_since",
         "by_memory",
         "cause",
         "deadline",
@@ -125,7 +147,6 @@ class Worker:
         "generation",
         "group",
         "history",
-        "hung",
         "id",
         "kill_reason",
         "pid",
@@ -141,6 +162,7 @@ class Worker:
         generation: int,
         *,
         ready_timeout: float,
+        hang_timeout: float,
         terms: Terms,
         now: float,
         outbox: list[ac.Action],
@@ -159,13 +181,16 @@ class Worker:
         self.error = ""  # what its code has raised
         self.failed = False  # settled by its end, as is the cause
         self.cause = Cause.RETURNED
-        self.hung = False  # written by whoever detects hangs
         self.by_memory = False  # an OOM kill is accounted for by its end; written by Fleet
         self._outages: dict[str, str] = {}  # pools that cannot connect, and what their drivers say
         self.kill_reason = ""
         self._abort_margin = 0.0  # this and the cause are what it is told beside the deadline
         self._cause = ""
         self._ready_timeout = ready_timeout
+        self._hang_timeout = hang_timeout
+        self._watched_since = now  # no job's clock begins before that
+        self._halted = ""  # why its process did not run when it was seen last
+        self._overdue: tuple[JobSeen, ...] = ()  # what was in flight when it became suspect
         self._terms = terms
         self._outbox = outbox
 
@@ -193,6 +218,8 @@ class Worker:
             return False
         if self._has_said(report):
             return False  # what does not change its state
+        if self.state is State.SUSPECT and state is not State.SUSPECT:
+            self._tell_hung("", "it went on before they had come", now)
         self.state = state
         match report:
             case ev.WorkerBorn():
@@ -209,14 +236,14 @@ class Worker:
                 self._drained(report.reports, now)
             case ev.WorkerFailed():
                 self._raised(report, now)
-            case ev.WorkerUnreachable():
-                self._outages[report.pool] = report.error
-            case ev.WorkerReachable():
-                self._outages.pop(report.pool)
+            case ev.WorkerUnreachable() | ev.WorkerReachable():
+                self._reaches(report)
             case ev.WorkerLeaving():
                 self.cancel(self._terms.notice(now, report.why), now)
             case ev.StacksTaken():
-                self._kill(report.stacks, report.missing, now)
+                self._stacks_taken(report, now)
+            case ev.WorkerSeen():
+                self._seen(report, now)
             case ev.WorkerExited():
                 self._exited(report, now)
             case _:
@@ -233,6 +260,18 @@ class Worker:
                 return report.pool not in self._outages
             case _:
                 return False
+
+    def _reaches(self, report: ev.WorkerUnreachable | ev.WorkerReachable) -> None:
+        if isinstance(report, ev.WorkerUnreachable):
+            self._outages[report.pool] = report.error
+        else:
+            self._outages.pop(report.pool)
+
+    def _stacks_taken(self, report: ev.StacksTaken, now: float) -> None:
+        if self.state is State.SUSPECT:
+            self._bring_down(report.stacks, report.missing, now)
+        else:
+            self._kill(report, now)
 
     def _born(self, pid: int, now: float) -> None:
         self.pid = pid
@@ -259,8 +298,8 @@ class Worker:
             self._send_cancel()
 
     def _ready(self, now: float) -> None:
-        self.history[Step.READY] = now
-        self.due = NEVER
+        self.history[Step.READY] = self._watched_since = now  # until here ready_timeout counts
+        self.due = now + self._hang_timeout if self._hang_timeout else NEVER
         self._announce("worker.ready", seconds=_round(now - self.spawned_at))
 
     def _acknowledged(self, now: float) -> None:
@@ -278,7 +317,8 @@ class Worker:
 
     def _raised(self, report: ev.WorkerFailed, now: float) -> None:
         self.history[Step.FAILED] = now
-        self.fault = "failed"
+        if Step.HUNG not in self.history:
+            self.fault = "failed"
         self.error = report.error
         self._outages.clear()  # what it says by this is more exact
         if report.pool:
@@ -298,7 +338,7 @@ class Worker:
             signal=report.signal,
             is_ours=bool(self.kill_reason),
             by_memory=self.by_memory,
-            hung=self.hung,
+            hung=Step.HUNG in self.history,
             for_dependency=self.outage is not None,
         )
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
@@ -325,6 +365,11 @@ class Worker:
 
     def cancel(self, notice: Notice, now: float) -> None:
         """Have it end by the notice's deadline, or sooner where that was said before."""
+        if self.state is State.SUSPECT:
+            self._tell_hung("", "it was told to end before they had come", now)
+        self._cancel(notice, now)
+
+    def _cancel(self, notice: Notice, now: float) -> None:
         before, self.state = self.state, after_decision(self.state, Decision.CANCEL)
         hurried = self._take(notice)
         match self.state:
@@ -361,6 +406,8 @@ class Worker:
         receipt in which to be heard.
         """
         earliest = now + RECEIPT_DUE
+        if now - self._watched_since >= 2 * self._hang_timeout:
+            self._watched_since = now
         if self.due < NEVER:
             self.due = max(self.due + seconds, earliest)
         self.deadline = max(self.deadline + seconds, earliest)
@@ -379,12 +426,58 @@ class Worker:
             case State.REGISTERED:
                 self.fault = self._late("was not ready")
                 self.cancel(self._terms.notice(now, self.fault), now)
+            case State.READY:
+                self.due = now + self._hang_timeout  # unless what is seen says otherwise
+                self._outbox.append(ac.Look(self.id))
+            case State.SUSPECT:
+                self._bring_down("", _LATE_STACKS, now)
             case State.CANCELLING if now < self.deadline:
                 self._terminate(now)
             case State.DUMPING:
-                self._kill("", f"it wrote none within {STACKS_DUE:g} s", now)
+                self._kill(ev.StacksTaken(self.id, "", _LATE_STACKS), now)
             case _:
                 self._take_stacks(now)
+
+    def _seen(self, report: ev.WorkerSeen, now: float) -> None:
+        """Settle when to look again, or that it hangs."""
+        self.due = now + self._hang_timeout
+        if report.halted:
+            if not self._halted:
+                self._announce("worker.stopped", why=report.halted, jobs=told(report.jobs, now))
+        else:
+            if self._halted:
+                self._watched_since = now
+                self._announce("worker.continued")
+            self._judge(report.jobs, now)
+        self._halted = report.halted
+
+    def _judge(self, jobs: tuple[JobSeen, ...], now: float) -> None:
+        limits = [
+            (limit_of(job, self._hang_timeout, self._watched_since), job.since, place)
+            for place, job in enumerate(jobs)
+        ]
+        limit, _, first = min(limits, default=(NEVER, 0.0, 0))
+        if limit <= now:
+            self._suspect(jobs[first], jobs, now)
+        else:
+            self.due = min(self.due, limit)
+
+    def _suspect(self, job: JobSeen, jobs: tuple[JobSeen, ...], now: float) -> None:
+        self.state = after_decision(self.state, Decision.SUSPECT)
+        self.history[Step.HUNG] = now
+        since = f"its job {job.name!r} is in flight for {now - job.since:.3g} s"
+        allowed = f"{self._hang_timeout:g} s are allowed"
+        if job.until > job.since + self._hang_timeout:
+            allowed = f"it was to be busy until {now - job.until:.3g} s ago"
+        self.fault = f"hung: {since}, and {allowed}"
+        self._overdue = jobs
+        self.due = now + SUSPECT_STACKS_DUE
+        self._outbox.append(ac.TakeStacks(self.id, SUSPECT_STACKS_DUE))
+
+    def _bring_down(self, stacks: str, missing: str, now: float) -> None:
+        """Tell that it hangs, and have it end."""
+        self._tell_hung(stacks, missing, now)
+        self._cancel(self._terms.notice(now, "hang"), now)
 
     def _give_up(self) -> None:
         self.state = after_decision(self.state, Decision.GIVE_UP)
@@ -407,9 +500,9 @@ class Worker:
         self.state = after_decision(self.state, Decision.TAKE_STACKS)
         self.history[Step.STACKS] = now
         self.due = now + STACKS_DUE
-        self._outbox.append(ac.TakeStacks(self.id))
+        self._outbox.append(ac.TakeStacks(self.id, STACKS_DUE))
 
-    def _kill(self, stacks: str, missing: str, now: float) -> None:
+    def _kill(self, report: ev.StacksTaken, now: float) -> None:
         self.state = after_decision(self.state, Decision.KILL)
         self.history[Step.KILLED] = now
         self.due = NEVER
@@ -418,8 +511,10 @@ class Worker:
             "worker.killed",
             why=self.kill_reason,
             ladder=self._ladder(),
-            stacks=stacks,
-            **({"stacks_missing": missing} if missing else {}),
+            jobs=told(report.jobs or (), now),
+            stacks=report.stacks,
+            **({"stacks_missing": report.missing} if report.missing else {}),
+            **({"jobs_missing": _NO_WORDS} if report.jobs is None else {}),
         )
         self._outbox.append(ac.Kill(self.id))
 
@@ -441,6 +536,15 @@ class Worker:
 
     def _announce(self, event: str, **fields: Any) -> None:
         self._outbox.append(ac.Announce(event, self.who | fields))
+
+    def _tell_hung(self, stacks: str, missing: str, now: float) -> None:
+        self._announce(
+            "worker.hung",
+            why=f"it {self.fault}",
+            jobs=told(self._overdue, now),
+            stacks=stacks,
+            **({"stacks_missing": missing} if missing else {}),
+        )
 
     def _announce_cancelled(self, now: float) -> None:
         self.history[Step.CANCELLED] = now
@@ -474,6 +578,8 @@ class Worker:
             what = "its code raised and it did not end by its deadline"
         else:
             return f"it {self.fault}"
+        if Step.HUNG in self.history:
+            what = f"it {self.fault}; {what}"
         ladder = self._ladder()
         return f"{what}: {ladder[-1][1]:.3g} s after {ladder[0][0]}"
 

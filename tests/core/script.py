@@ -26,11 +26,12 @@ def group(
     restart: Restart = Restart.ALWAYS,
     exit_on_failed: bool = False,
     ready_timeout: float = 30.0,
+    hang_timeout: float = 0.0,
     **policy: Any,
 ) -> GroupSpec:
     """Return a group; keywords that are left over belong to its restart policy."""
     rules = RestartPolicy(restart=restart, **policy)
-    return GroupSpec(name, count, rules, ready_timeout, exit_on_failed)
+    return GroupSpec(name, count, rules, ready_timeout, exit_on_failed, hang_timeout=hang_timeout)
 
 
 class Script:

@@ -7,6 +7,7 @@ import pytest
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.fleet import STOOD_STILL, GroupSpec, Phase
+from supervisor.core.jobs import JobSeen
 from supervisor.core.policy import Restart
 from tests.core.script import Script, brief, cancels, fields_of, group
 
@@ -681,7 +682,10 @@ def test_at_the_deadline_its_stacks_are_taken_and_then_it_is_killed() -> None:
 
     assert script.tick_just_before(130) == []
     assert brief(script.tick(130)) == ["TakeStacks jobs-1"]
-    killed = script.at(130.05, ev.StacksTaken("jobs-1", "File app.py, line 3, in loop"))
+    in_flight = (JobSeen("report", 90.0),)
+    killed = script.at(
+        130.05, ev.StacksTaken("jobs-1", "File app.py, line 3, in loop", "", in_flight)
+    )
     assert brief(killed) == ["worker.killed jobs-1", "Kill jobs-1"]
     assert fields_of("worker.killed", killed) == {
         "worker": "jobs-1",
@@ -692,6 +696,7 @@ def test_at_the_deadline_its_stacks_are_taken_and_then_it_is_killed() -> None:
             "it did not acknowledge the cancel and did not end by its deadline: 30.1 s after cancel"
         ),
         "ladder": [("cancel", 0.0), ("SIGTERM", 1.0), ("stacks", 30.0), ("SIGKILL", 30.05)],
+        "jobs": [{"name": "report", "seconds": 40.05}],
         "stacks": "File app.py, line 3, in loop",
     }
     stopped = script.at(130.06, ev.WorkerExited("jobs-1", signal=9))
@@ -710,7 +715,7 @@ def test_stacks_that_do_not_come_do_not_hold_up_the_kill() -> None:
     killed = script.tick(130.25)
     assert brief(killed) == ["worker.killed jobs-1", "Kill jobs-1"]
     fields = fields_of("worker.killed", killed)
-    assert (fields["stacks"], fields["stacks_missing"]) == ("", "it wrote none within 0.25 s")
+    assert (fields["stacks"], fields["stacks_missing"]) == ("", "it wrote none in time")
     assert script.at(131, ev.StacksTaken("jobs-1", "too late")) == []
 
 

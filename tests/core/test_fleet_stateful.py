@@ -1,7 +1,8 @@
 """Anything in any order: the fleet beside a simulated world, and what must hold whatever happens.
 
 The world has processes that are born late or never, serve, raise, die, go mute, lie, double and
-delay what they say; strangers; clocks that jump; stops at any time. It carries out what the fleet
+delay what they say; whose jobs take long, with and without a word of it; who are stopped and
+continued; strangers; clocks that jump; stops at any time. It carries out what the fleet
 wants as a kernel would: SIGKILL is honoured, SIGTERM may be ignored. Every invariant is a method
 whose name says it, and is checked on each action as it is carried out, or after each event.
 """
@@ -19,6 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.fleet import STACKS_DUE, STOOD_STILL, STOP_NOW_GRACE, Fleet, GroupSpec, Phase
+from supervisor.core.jobs import JobSeen
+from supervisor.core.lifecycle import State
 from supervisor.core.policy import Restart, RestartPolicy
 
 NEVER = float("inf")
@@ -28,6 +31,7 @@ TOLERANCE = 1e-6  # what is announced is rounded to microseconds
 ORDER = [
     "worker.spawned",
     "worker.ready",
+    "worker.hung",
     "worker.cancelled",
     "worker.acknowledged",
     "worker.drained",
@@ -67,6 +71,9 @@ class Process:
     may_die_at: float = NEVER  # no kill before; the world's own reckoning
     stacks_asked_at: float = NEVER
     stacks_came: bool = False
+    serves_since: float = NEVER
+    jobs: list[JobSeen] = field(default_factory=list)
+    halted: bool = False
 
 
 class World(RuleBasedStateMachine):
@@ -97,6 +104,7 @@ class World(RuleBasedStateMachine):
                 st.sampled_from([0.0, 0.1, 5.0]),
                 st.sampled_from([30.0, 2.0]),
                 st.booleans(),
+                st.sampled_from([5.0, 0.0, 0.4]),
             ),
             min_size=1,
             max_size=2,
@@ -114,9 +122,14 @@ class World(RuleBasedStateMachine):
         self.peace = peace
         self.specs = {
             f"g{n}": GroupSpec(
-                f"g{n}", count, RestartPolicy(restart, restarts, 60.0, backoff), timeout, exit_
+                f"g{n}",
+                count,
+                RestartPolicy(restart, restarts, 60.0, backoff),
+                timeout,
+                exit_,
+                hang_timeout=hang,
             )
-            for n, (count, restart, restarts, backoff, timeout, exit_) in enumerate(groups)
+            for n, (count, restart, restarts, backoff, timeout, exit_, hang) in enumerate(groups)
         }
         self.fleet = Fleet(
             tuple(self.specs.values()),
@@ -244,6 +257,47 @@ class World(RuleBasedStateMachine):
             self.now = max(self.now, due)
             self.time_passes()
 
+    @rule(index=st.integers(0, 9), busy=st.sampled_from([None, 0.0, 20.0]))
+    def it_begins_a_job(self, index: int, busy: float | None) -> None:
+        """Perhaps one that says until when it will be busy."""
+        until = 0.0 if busy is None else self.now + busy
+        self.pick(index, is_known).jobs.append(JobSeen("job", self.now, until))
+
+    @precondition(lambda self: self.some(self.is_watched))
+    @rule(
+        index=st.integers(0, 9),
+        busy=st.sampled_from([None, 20.0, 0.0]),
+        turns=st.integers(1, 6),
+        answers=st.booleans(),
+    )
+    def its_job_takes_long(self, index: int, busy: float | None, turns: int, answers: bool) -> None:
+        """Nothing else happens in the next turns of the loop, which are in time."""
+        process = self.pick(index, self.is_watched)
+        process.jobs.append(JobSeen("long", self.now, 0.0 if busy is None else self.now + busy))
+        for _ in range(turns):
+            due = self.fleet.next_deadline()
+            if due is not None:
+                self.now = max(self.now, due)
+                self.time_passes()
+            if answers and is_suspect(process):
+                self.happens(ev.StacksTaken(process.worker, "stacks"))
+
+    @precondition(lambda self: self.some(lambda process: process.jobs))
+    @rule(index=st.integers(0, 9))
+    def its_jobs_end(self, index: int) -> None:
+        self.pick(index, lambda process: bool(process.jobs)).jobs.clear()
+
+    @precondition(lambda self: self.some(is_known))
+    @rule(index=st.integers(0, 9))
+    def somebody_stops_or_continues_it(self, index: int) -> None:
+        process = self.pick(index, is_known)
+        process.halted = not process.halted
+
+    @precondition(lambda self: self.some(is_suspect))
+    @rule(index=st.integers(0, 9))
+    def its_stacks_come(self, index: int) -> None:
+        self.happens(ev.StacksTaken(self.pick(index, is_suspect).worker, "stacks"))
+
     @precondition(lambda self: self.some(is_alive))
     @rule(
         index=st.integers(0, 9),
@@ -354,6 +408,8 @@ class World(RuleBasedStateMachine):
                     self.spawned(action)
                 case ac.Announce():
                     self.announced(action)
+                case ac.Look():
+                    self.looked_at(action)
                 case ac.Finish():
                     self.finishes.append(action)
                     self.the_supervisor_ends_once_and_after_everybody()
@@ -367,6 +423,13 @@ class World(RuleBasedStateMachine):
         due = self.now + self.specs[action.group].ready_timeout
         self.processes[action.worker] = Process(action.worker, action.group, due)
         self.waited_for.append(action.worker)
+
+    def looked_at(self, action: ac.Look) -> None:
+        """As the loop does: the answer comes at once."""
+        process = self.processes[action.worker]
+        self.nobody_is_looked_at_in_vain(process)
+        halted = "it is stopped (SIGSTOP)" if process.halted else ""
+        self.happens(ev.WorkerSeen(process.worker, tuple(process.jobs), halted))
 
     def announced(self, action: ac.Announce) -> None:
         self.events.append(action.event)
@@ -382,6 +445,8 @@ class World(RuleBasedStateMachine):
         self.every_event_says_who_it_is_about(action, process)
         self.events_of_a_worker_come_in_order_and_once(action.event, process)
         process.told.append(action.event)
+        if action.event == "worker.ready":
+            process.serves_since = self.now
         if action.event == "worker.cancelled":
             self.may_die(process, action.fields["grace_seconds"])
         if action.event in {"worker.failed", "worker.drained"}:  # by itself, or in a cancel's time
@@ -421,14 +486,29 @@ class World(RuleBasedStateMachine):
             case ac.SendCancel():
                 self.a_deadline_is_never_put_off(action, process)
                 process.cancels.append(action.deadline - self.slack)
+            case ac.TakeStacks() if self.state_of(process) is State.SUSPECT:
+                self.nobody_is_suspected_before_its_time(process)
+                process.signals.append("Suspect")
+                return
             case ac.TakeStacks():
                 self.nobody_is_killed_before_its_deadline(process)
                 process.stacks_asked_at = self.now
+                process.stacks_came = False
             case ac.Kill():
                 self.nobody_is_killed_before_its_stacks_had_their_time(process)
                 process.kill_sent = True
                 self.killed_in_stop = self.killed_in_stop or self.stopping
         process.signals.append(type(action).__name__)
+
+    def state_of(self, process: Process) -> State:
+        return self.fleet._workers[process.worker].state  # type: ignore[no-any-return]
+
+    def hang_timeout_of(self, process: Process) -> float:
+        return self.specs[process.group].hang_timeout
+
+    def is_watched(self, process: Process) -> bool:
+        watched = is_known(process) and self.hang_timeout_of(process) > 0.0
+        return watched and self.state_of(process) is State.READY
 
     # --- what must hold on each action -----------------------------------------------------------
 
@@ -472,6 +552,9 @@ class World(RuleBasedStateMachine):
 
     def events_of_a_worker_come_in_order_and_once(self, event: str, process: Process) -> None:
         told = process.told
+        if event in {"worker.stopped", "worker.continued"}:
+            self.stopped_and_continued_take_turns(event, process)
+            return
         assert event not in told, (told, event)
         assert "worker.exited" not in told
         assert "worker.not_spawned" not in told
@@ -481,6 +564,29 @@ class World(RuleBasedStateMachine):
             assert ORDER.index(event) > max(last, default=-1), (told, event)
         if event == "worker.acknowledged":
             assert "worker.cancelled" in told
+
+        if event == "worker.hung":
+            assert "Suspect" in process.signals
+
+    def stopped_and_continued_take_turns(self, event: str, process: Process) -> None:
+        before = [old for old in process.told if old in {"worker.stopped", "worker.continued"}]
+        assert (event == "worker.stopped") == (len(before) % 2 == 0)
+        assert process.halted == (event == "worker.stopped")
+
+    def nobody_is_looked_at_in_vain(self, process: Process) -> None:
+        assert self.hang_timeout_of(process)
+        assert self.state_of(process) is State.READY
+
+    def nobody_is_suspected_before_its_time(self, process: Process) -> None:
+        timeout = self.hang_timeout_of(process)
+        assert "Suspect" not in process.signals
+        assert not process.halted
+        assert self.now >= process.serves_since + timeout - TOLERANCE
+        assert [
+            job
+            for job in process.jobs
+            if self.now >= max(job.since + timeout, job.until) - TOLERANCE
+        ]
 
     def the_unborn_are_given_up_once(self, action: ac.Action, process: Process) -> None:
         assert isinstance(action, ac.Kill)
@@ -515,6 +621,7 @@ class World(RuleBasedStateMachine):
 
     def nobody_is_killed_before_its_deadline(self, process: Process) -> None:
         earliest = process.may_die_at
+        assert "worker.hung" not in process.told or "worker.ready" in process.told
         if not {"worker.ready", "worker.cancelled", "worker.failed"} & set(process.told):
             earliest = min(earliest, process.ready_due)  # it has not said hello in time
         assert self.now >= earliest - 2 * TOLERANCE, (self.now, earliest)
@@ -615,7 +722,7 @@ class World(RuleBasedStateMachine):
         assert {worker.id for worker in self.fleet.snapshot().workers} == living
 
     def whoever_is_to_end_has_a_deadline(self) -> None:
-        ending = {"worker.cancelled", "worker.failed", "worker.drained"}
+        ending = {"worker.hung", "worker.cancelled", "worker.failed", "worker.drained"}
         for worker in self.fleet.snapshot().workers:
             if ending & set(self.processes[worker.id].told):
                 assert worker.deadline is not None, worker
@@ -671,6 +778,11 @@ def is_new(process: Process) -> bool:
 def is_known(process: Process) -> bool:
     """Tell whether it has said hello, and lives."""
     return is_alive(process) and process.said_hello
+
+
+def is_suspect(process: Process) -> bool:
+    """Tell whether it is being examined, or was."""
+    return is_alive(process) and "Suspect" in process.signals
 
 
 World.TestCase.settings = settings(

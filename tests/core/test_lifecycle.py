@@ -30,47 +30,50 @@ REPORTS: list[ev.WorkerEvent] = [
     ev.WorkerUnreachable("w", "main", ""),
     ev.WorkerReachable("w", "main"),
     ev.WorkerExited("w", code=0),
+    ev.WorkerSeen("w"),
 ]
 
 # The table once more, in another shape: a change of one must be a change of both.
 # Columns as in REPORTS; "." is ignored, "=" is heard and changes nothing.
 EXPECTED = """
-            born     not_born registered  ready acknowledged drained failed  leaving stacks unreach. reach. exited
-SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .        .      .
-DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .
-ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .
-STARTING    .        .        REGISTERED  .     .            .       .       =       .      .        .      EXITED
-REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      =        =      EXITED
-READY       .        .        .           .     .            DRAINED FAILING =       .      =        =      EXITED
-FAILING     .        .        .           .     .            DRAINED .       =       .      .        .      EXITED
-CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED
-EVICTED     .        .        TERMINATING .     .            .       .       .       .      .        .      EXITED
-TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED
-DRAINING    .        .        .           .     .            DRAINED =       .       .      .        .      EXITED
-DRAINED     .        .        .           .     .            .       .       .       .      .        .      EXITED
-DUMPING     .        .        .           .     .            .       .       .       =      .        .      EXITED
-KILLED      .        .        .           .     .            .       .       .       .      .        .      EXITED
-EXITED      .        .        .           .     .            .       .       .       .      .        .      .
+            born     not_born registered  ready acknowledged drained failed  leaving stacks unreach. reach. exited seen
+SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .        .      .      .
+DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .      .
+ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .      .
+STARTING    .        .        REGISTERED  .     .            .       .       =       .      .        .      EXITED .
+REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      =        =      EXITED .
+READY       .        .        .           .     .            DRAINED FAILING =       .      =        =      EXITED =
+SUSPECT     .        .        .           .     .            DRAINED FAILING =       =      =        =      EXITED .
+FAILING     .        .        .           .     .            DRAINED .       =       .      .        .      EXITED .
+CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED .
+EVICTED     .        .        TERMINATING .     .            .       .       .       .      .        .      EXITED .
+TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED .
+DRAINING    .        .        .           .     .            DRAINED =       .       .      .        .      EXITED .
+DRAINED     .        .        .           .     .            .       .       .       .      .        .      EXITED .
+DUMPING     .        .        .           .     .            .       .       .       =      .        .      EXITED .
+KILLED      .        .        .           .     .            .       .       .       .      .        .      EXITED .
+EXITED      .        .        .           .     .            .       .       .       .      .        .      .      .
 """
 
 # The same for decisions; "!" is a bug.
 EXPECTED_DECISIONS = """
-            cancel      terminate   give_up   take_stacks kill
-SPAWNING    DOOMED      !           ABANDONED !           !
-DOOMED      =           !           ABANDONED !           !
-ABANDONED   =           !           !         !           !
-STARTING    EVICTED     !           !         DUMPING     !
-REGISTERED  CANCELLING  !           !         !           !
-READY       CANCELLING  !           !         !           !
-FAILING     CANCELLING  !           !         DUMPING     !
-CANCELLING  =           TERMINATING !         DUMPING     !
-EVICTED     =           !           !         DUMPING     !
-TERMINATING =           !           !         DUMPING     !
-DRAINING    =           !           !         DUMPING     !
-DRAINED     =           !           !         DUMPING     !
-DUMPING     =           !           !         !           KILLED
-KILLED      =           !           !         !           !
-EXITED      !           !           !         !           !
+            suspect cancel      terminate   give_up   take_stacks kill
+SPAWNING    !       DOOMED      !           ABANDONED !           !
+DOOMED      !       =           !           ABANDONED !           !
+ABANDONED   !       =           !           !         !           !
+STARTING    !       EVICTED     !           !         DUMPING     !
+REGISTERED  !       CANCELLING  !           !         !           !
+READY       SUSPECT CANCELLING  !           !         !           !
+SUSPECT     !       CANCELLING  !           !         !           !
+FAILING     !       CANCELLING  !           !         DUMPING     !
+CANCELLING  !       =           TERMINATING !         DUMPING     !
+EVICTED     !       =           !           !         DUMPING     !
+TERMINATING !       =           !           !         DUMPING     !
+DRAINING    !       =           !           !         DUMPING     !
+DRAINED     !       =           !           !         DUMPING     !
+DUMPING     !       =           !           !         !           KILLED
+KILLED      !       =           !           !         !           !
+EXITED      !       !           !           !         !           !
 """
 
 

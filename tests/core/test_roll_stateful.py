@@ -135,6 +135,10 @@ class RollWorld(World):
             self.at_rest_every_reload_has_come_to_one_end()
             self.at_rest_only_the_generation_in_force_is_kept()
 
+    def hang_timeout_of(self, process: Process) -> float:
+        """Nobody is watched here: a hang is one more way to fail."""
+        return 0.0
+
     # --- how the world carries on -----------------------------------------------------------------
 
     def is_stopping(self) -> bool:

@@ -9,10 +9,11 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from workers.context import Context
+from workers.worker import Job as WorkerJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,21 @@ class Job:
     payload: str
     attempts: int
     ctx: Context
+    unit: WorkerJob | None = field(default=None, repr=False, compare=False)  # what is watched
+
+    def busy_until(self, limit: float | Context) -> None:
+        """Declare that this handler is going to be busy for a while; see `Worker.busy_until`.
+
+        For a group with a `hang_timeout`: that is how long an attempt may take unless it says so.
+
+        Args:
+            limit: seconds from now, or a context: until its deadline.
+
+        Raises:
+            ValueError: the seconds are negative or not finite, or the context has no deadline.
+        """
+        if self.unit is not None:
+            self.unit.busy_until(limit)
 
 
 Handler = Callable[[Job, Any], Any]

@@ -34,6 +34,7 @@ from workers.jobs.options import Handler, Job, Options, find_handler
 from workers.jobs.owner import Owner, is_known_dead
 from workers.jobs.table import Claim, ClaimLostError, Table, TransactionError, storable
 from workers.pool import ConnectError, Pool, PoolClosed, PoolError
+from workers.worker import Job as WorkerJob
 from workers.worker import Worker
 
 # An idle worker asks again after this many seconds, then twice as many, up to `poll`.
@@ -315,7 +316,7 @@ class _Runner:
         with contextlib.suppress(_HandlerFailedError, Cancelled):
             try:
                 with self._worker.job(f"job {claim.id}") as unit:
-                    verdict, is_settled = self._perform(claim, unit.ctx)
+                    verdict, is_settled = self._perform(claim, unit)
                     if verdict is Verdict.FAILED:
                         raise _HandlerFailedError
                     if verdict is not Verdict.DONE:
@@ -325,15 +326,16 @@ class _Runner:
                     del self._in_flight[claim]
                     self._has_strays |= not is_settled
 
-    def _perform(self, claim: Claim, ctx: Context) -> tuple[Verdict, bool]:
+    def _perform(self, claim: Claim, unit: WorkerJob) -> tuple[Verdict, bool]:
         """Return what has become of the job, and whether that could be written."""
+        ctx = unit.ctx
         begun = committed = excused = False
 
         def work() -> str | None:
             nonlocal begun
             begun = True
             return _as_result(
-                self._handler(Job(claim.id, claim.payload, claim.attempts, ctx), conn)
+                self._handler(Job(claim.id, claim.payload, claim.attempts, ctx, unit), conn)
             )
 
         with self._lock:

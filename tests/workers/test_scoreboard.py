@@ -1,0 +1,193 @@
+"""Jobs and their allowances: what the work loop writes down, and what can be read of it from outside."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from supervisor import scoreboard
+from supervisor.protocol import BOARD_BYTES, BOARD_ENTRY
+from workers.context import Context
+from workers.scoreboard import Scoreboard
+from workers.worker import Job, Ledger, Worker
+
+ENTRIES = BOARD_BYTES // BOARD_ENTRY.size - 1
+
+
+@pytest.fixture
+def board() -> Iterator[int]:
+    """The descriptor that the supervisor keeps."""
+    made = scoreboard.make("w-1")
+    yield made
+    os.close(made)
+
+
+@pytest.fixture
+def worker(board: int) -> Iterator[Worker]:
+    """A worker whose jobs stand on that board."""
+    jobs = Scoreboard(os.dup(board))
+    yield worker_with(jobs)
+    jobs.disinherit()  # it holds on to the board no longer
+
+
+def worker_with(jobs: Ledger | None) -> Worker:
+    return Worker(
+        id="w-1",
+        group="w",
+        generation=1,
+        options={},
+        pools={},
+        log=None,
+        on_ready=lambda: None,
+        jobs=jobs,
+    )
+
+
+def names(board: int) -> list[str]:
+    return [job.name for job in scoreboard.read(board)]
+
+
+def test_a_job_can_be_seen_while_it_lasts(board: int, worker: Worker) -> None:
+    """With its name, its begin and the thread that has it; then its place is free."""
+    before = time.monotonic()
+    with worker.job("report"):
+        (seen,) = scoreboard.read(board)
+    assert (seen.name, seen.until, seen.thread) == ("report", 0.0, threading.get_ident())
+    assert before <= seen.since <= time.monotonic()
+    assert scoreboard.read(board) == ()
+
+
+def test_a_job_that_raises_is_over(board: int, worker: Worker) -> None:
+    """However it ends."""
+    with pytest.raises(ValueError, match="no"), worker.job("report"):
+        raise ValueError("no")
+    assert scoreboard.read(board) == ()
+
+
+def test_busy_until_in_seconds_and_by_a_context(board: int, worker: Worker) -> None:
+    """The last one counts, also where it is shorter; a context means its deadline."""
+    with worker.job("long") as job:
+        before = time.monotonic()
+        job.busy_until(600)
+        (seen,) = scoreboard.read(board)
+        assert before + 600 <= seen.until <= time.monotonic() + 600
+        job.busy_until(1)
+        assert scoreboard.read(board)[0].until < before + 600
+        job.busy_until(Context.background().with_deadline(before + 77))
+        assert scoreboard.read(board)[0].until == before + 77
+
+
+def test_the_workers_busy_until_is_for_all_jobs_of_the_calling_thread(
+    board: int, worker: Worker
+) -> None:
+    """One may lie within another; those of other threads are none of its business."""
+    begun, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with worker.job("other"):
+            begun.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(30)
+    with worker.job("outer"), worker.job("inner"):
+        worker.busy_until(60)
+        untils = {job.name: job.until for job in scoreboard.read(board)}
+    over.set()
+    thread.join()
+    assert untils["outer"] == untils["inner"] > time.monotonic()
+    assert untils["other"] == 0.0
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_busy_until_refuses_what_cannot_be_meant(board: int, is_watched: bool) -> None:
+    """The same with and without a hang_timeout, so that a mistake shows before production."""
+    worker = worker_with(Scoreboard(os.dup(board)) if is_watched else None)
+    with pytest.raises(RuntimeError, match="this thread has no job in flight"):
+        worker.busy_until(1)
+    job = worker.job("job")
+    with pytest.raises(RuntimeError, match="not in flight"):
+        job.busy_until(1)
+    with job:
+        for wrong in (-1.0, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match="no number of seconds from now"):
+                worker.busy_until(wrong)
+        with pytest.raises(ValueError, match="no deadline"):
+            job.busy_until(Context.background())
+        worker.busy_until(0)
+    with pytest.raises(RuntimeError, match="not in flight"):
+        job.busy_until(1)
+
+
+def test_names_are_cut_off_and_hold_no_passwords(board: int, worker: Worker) -> None:
+    """Also where the cut would leave half of one."""
+    long = "x" * 20 + " postgresql://app:hunter2@db/orders"
+    with worker.job("ä" * 100), worker.job(long):
+        cut, secret = names(board)
+    assert cut.startswith("ä" * 20)
+    assert secret.startswith("x" * 20 + " postgresql://app:")
+    assert "hunter" not in secret
+
+
+def test_more_jobs_than_places_take_turns(board: int, worker: Worker) -> None:
+    """Who finds none gets the next that is free, if it is still there; none is left behind."""
+    jobs = [worker.job(f"job {n}") for n in range(ENTRIES + 3)]
+    for job in jobs:
+        job.__enter__()
+    assert len(names(board)) == ENTRIES
+    jobs[ENTRIES].__exit__(None, None, None)  # it never had one
+    jobs[0].__exit__(None, None, None)
+    assert f"job {ENTRIES + 1}" in names(board)
+    assert "job 0" not in names(board)
+    for job in (*jobs[1:ENTRIES], *jobs[ENTRIES + 1 :]):
+        job.__exit__(None, None, None)
+    assert names(board) == []
+
+
+def test_jobs_of_many_threads_leave_nothing_behind(board: int, worker: Worker) -> None:
+    """An entry that stays would be a hang that nobody can end."""
+
+    def work() -> None:
+        for n in range(300):
+            with worker.job(f"job {n}") as job:
+                job.busy_until(5)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert len(scoreboard.read(board)) <= len(threads)
+    for thread in threads:
+        thread.join()
+    assert scoreboard.read(board) == ()
+
+
+def test_a_board_that_its_worker_has_spoilt_harms_nobody(board: int) -> None:
+    """It is read with `pread`: cut off it is empty; nonsense on it is no job, or a strange name."""
+    os.pwrite(board, BOARD_ENTRY.pack(0.0, 0.0, 2**64 - 1, b""), 0)
+    os.pwrite(board, BOARD_ENTRY.pack(float("nan"), 1.0, 1, b"x"), BOARD_ENTRY.size)
+    os.pwrite(
+        board, BOARD_ENTRY.pack(5.0, float("inf"), 1, b"\x1b[2J\xff\nx"), 2 * BOARD_ENTRY.size
+    )
+    (seen,) = scoreboard.read(board)
+    assert (seen.name, seen.since, seen.until) == ("�[2J��x", 5.0, 0.0)
+    os.ftruncate(board, 100)
+    assert scoreboard.read(board) == ()
+
+
+def test_a_ledger_without_a_board_knows_the_same(worker: Worker) -> None:
+    """What `dump` asks a worker for does not depend on hang_timeout."""
+    plain = worker_with(None)
+    for each in (plain, worker):
+        with each.job("a") as job:
+            job.busy_until(60)
+            (found,) = each.jobs.in_flight()
+            assert isinstance(found, Job)
+            assert (found.name, found.until > time.monotonic()) == ("a", True)
+            assert found.thread == threading.current_thread().name
+        assert each.jobs.outcomes["done"] == 1
