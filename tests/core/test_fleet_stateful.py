@@ -257,6 +257,7 @@ class World(RuleBasedStateMachine):
             self.now = max(self.now, due)
             self.time_passes()
 
+    @precondition(lambda self: self.some(is_known))
     @rule(index=st.integers(0, 9), busy=st.sampled_from([None, 0.0, 20.0]))
     def it_begins_a_job(self, index: int, busy: float | None) -> None:
         """Perhaps one that says until when it will be busy."""
