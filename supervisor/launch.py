@@ -25,7 +25,7 @@ MAX_FRAME = 1 << 20  # bytes of one message to or from a template
 # The limits that we were started with. A supervisor of many workers raises its own; theirs stay.
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # What systemd tells the supervisor is not for workers: none may speak for it.
-_PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
 
 
 class Template:
@@ -67,7 +67,7 @@ def launch_template() -> Template:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(_PRIVATE_ENVIRONMENT)
+            if not name.startswith(PRIVATE_ENVIRONMENT)
         }
         pid = os.posix_spawn(
             sys.executable,

@@ -217,13 +217,18 @@ class Acknowledged(Message, frozen=True):
 
 
 class Report(Message, frozen=True, kw_only=True):
-    """What a worker has in hand at this moment; the answer to `Inquire`."""
+    """What a worker has in hand at this moment; the answer to `Inquire`.
+
+    `status` is what it says of itself; `program_pid` is that of a command's program, else 0.
+    """
 
     number: int
     in_flight: int
     jobs_done: int
     jobs_failed: int
     pools: dict[str, PoolStats]
+    status: str = ""
+    program_pid: int = 0
 
 
 class Failed(Message, frozen=True):

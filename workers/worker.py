@@ -101,6 +101,9 @@ class Worker:
         sockets: shared listening sockets by name.
         wg: a WaitGroup for its threads and tasks; the worker is drained when it is empty.
         log: a structlog logger that names the worker in each line.
+        status: a few words that `supervisor status` shows beside it; yours to set.
+        program_pid: of a command: its program's pid, 0 before it has one.
+        beat_at: of a command: when its program has last said WATCHDOG=1 (monotonic), 0.0 if never.
     """
 
     def __init__(
@@ -124,6 +127,9 @@ class Worker:
         self.sockets: Mapping[str, Any] = MappingProxyType({})
         self.wg = WaitGroup()
         self.log = log
+        self.status = ""
+        self.program_pid = 0
+        self.beat_at = 0.0
         self._on_ready = on_ready
         self._ready = threading.Lock()
         self.jobs = _Ledger()

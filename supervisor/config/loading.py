@@ -46,6 +46,10 @@ _HOMES = {
     "[workers.NAME]": GroupSettings,
 }
 _WORK = ("run", "app", "command")  # a group has exactly one of them
+_NOT_FOR_COMMANDS = {
+    "options": "a program is told by its arguments and by env",
+    "pools": "a program opens its own connections",
+}
 _PUBLIC = "may be read by everybody on this machine"
 
 
@@ -351,20 +355,33 @@ class _Reading:
         values, given = table.values, table.given
         work = [each for each in _WORK if each in given]
         if not work:
-            self.problem(path, 'needs run = "module:function"')
+            self.problem(path, 'needs run = "module:function", or command = ["program"]')
         for other in work[1:]:
             self.problem(
                 table.at(other),
                 f"stands beside {work[0]}; a group has exactly one of {', '.join(_WORK)}",
             )
+        self.check_command(table)
         if "pools" not in given:
-            values["pools"] = tuple(pools)
+            values["pools"] = () if "command" in given else tuple(pools)
         self.check_names(values.get("pools", ()), table.at("pools"), pools)
         backoff, most = values.get("backoff"), values.get("backoff_max")
         if backoff is not None and most is not None and backoff > most:
             at = table.at("backoff" if "backoff" in given else "backoff_max")
             self.problem(at, f"backoff ({backoff:g}s) must not be above backoff_max ({most:g}s)")
         return table
+
+    def check_command(self, table: _Table) -> None:
+        """Note what a command cannot have, and what only a command can."""
+        given = table.given
+        if "command" in given:
+            for key, remedy in _NOT_FOR_COMMANDS.items():
+                if key in given:
+                    self.problem(table.at(key), f"is for run; {remedy}")
+            return
+        for key in ("notify", "stop_signal"):
+            if key in given:
+                self.problem(table.at(key), "is for a command")
 
     def check_names(self, names: Sequence[str], path: KeyPath, known: Collection[str]) -> None:
         """Note which pools of a group do not exist, or come twice."""
