@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["allowances_wanted", "assignment", "group_specs", "recipe"]
 
+import signal
 from collections.abc import Mapping
 
 from supervisor import protocol
@@ -64,6 +65,8 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         surge=group.surge,
         min_ready_time=group.min_ready_time,
         max_age=group.max_age,
+        stop_signal=int(signal.Signals[group.stop_signal]),
+        before=group.before,
     )
 
 

@@ -32,7 +32,7 @@ def command_options(settings: Settings, group: GroupSettings) -> dict[str, Any]:
         "runtime_dir": settings.supervisor.runtime_dir,
         "stop_signal": group.stop_signal,
         "notify": group.notify,
-        "is_ready_at_once": not group.notify,
+        "is_ready_at_once": not (group.notify or group.before),
         "watchdog": 0.0,
     }
 

@@ -344,6 +344,9 @@ class Supervisor:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
             self._refuse(client, f"there is no group named {request.group!r}")
             return
+        if getattr(self._settings.groups.get(request.group), "before", False):
+            self._refuse(client, f"{request.group} runs once, before the others")
+            return
         counts = {**self._counts, request.group: request.count}
         for pool, terms in self._settings.budget_terms(counts).items():
             if terms.misfit:
@@ -400,6 +403,7 @@ class Supervisor:
         from supervisor.imports import check_entry_points
 
         before = self._settings.supervisor
+        known = tuple(self._generations.values())
         settings = load(self._source, env=os.environ, uid=os.geteuid())
         problems = check_entry_points(settings)
         problems += [
@@ -408,6 +412,13 @@ class Supervisor:
             )
             for key in ("name", "runtime_dir")
             if getattr(settings.supervisor, key) != getattr(before, key)
+        ]
+        problems += [
+            settings.problem(
+                ("workers", name, "before"), "cannot change in a reload: give it another name"
+            )
+            for name, group in settings.groups.items()
+            if any(name in s.groups and s.groups[name].before != group.before for s in known)
         ]
         if problems:
             raise ConfigError(self._source, problems)

@@ -30,6 +30,7 @@ from supervisor.config.settings import (
     SupervisorSettings,
     dotted,
 )
+from supervisor.core.policy import Restart
 from supervisor.errors import ConfigError, Problem
 
 MAX_BYTES = 1 << 20  # of the file; larger ones are something else
@@ -50,6 +51,20 @@ _NOT_FOR_COMMANDS = {
     "options": "a program is told by its arguments and by env",
     "pools": "a program opens its own connections",
 }
+_NOT_BEFORE = (
+    "count",
+    "restart",
+    "max_restarts",
+    "restart_window",
+    "backoff",
+    "backoff_max",
+    "on_failed",
+    "notify",
+    "ready_timeout",
+    "min_ready_time",
+    "surge",
+    "max_age",
+)
 _PUBLIC = "may be read by everybody on this machine"
 
 
@@ -362,6 +377,8 @@ class _Reading:
                 f"stands beside {work[0]}; a group has exactly one of {', '.join(_WORK)}",
             )
         self.check_command(table)
+        if values.get("before"):
+            self.check_before(table)
         if "pools" not in given:
             values["pools"] = () if "command" in given else tuple(pools)
         self.check_names(values.get("pools", ()), table.at("pools"), pools)
@@ -382,6 +399,13 @@ class _Reading:
         for key in ("notify", "stop_signal"):
             if key in given:
                 self.problem(table.at(key), "is for a command")
+
+    def check_before(self, table: _Table) -> None:
+        """Note what makes no sense for what runs once, before the others."""
+        for key in _NOT_BEFORE:
+            if key in table.given:
+                self.problem(table.at(key), "makes no sense with before: it runs once, to its end")
+        table.values["restart"] = Restart.NEVER
 
     def check_names(self, names: Sequence[str], path: KeyPath, known: Collection[str]) -> None:
         """Note which pools of a group do not exist, or come twice."""

@@ -99,6 +99,7 @@ class GroupSettings:
     command: tuple[str, ...] = field(default=(), metadata=_by(read.command))
     notify: bool = field(default=False, metadata=_by(read.flag))
     stop_signal: str = field(default="SIGTERM", metadata=_by(read.stop_signal))
+    before: bool = field(default=False, metadata=_by(read.flag))
     count: int = field(default=1, metadata=_by(read.whole(0, 10_000)))
     pools: tuple[str, ...] = field(metadata=_by(read.array(read.text)))  # default: all
     restart: Restart = field(default=Restart.ALWAYS, metadata=_by(read.member(Restart)))

@@ -128,8 +128,9 @@ class Fleet:
 
     def start(self, now: float) -> list[ac.Action]:
         """Return what brings up every group. Called once, before anything else."""
-        for slot in self._slots():
-            self._spawn(slot, now)
+        if not self._rolls.prepare_start(now):
+            for slot in self._slots():
+                self._spawn(slot, now)
         self._note_readiness()
         return self._take()
 
@@ -193,7 +194,8 @@ class Fleet:
             self._next_id(spec.name),
             spec.name,
             generation,
-            ready_timeout=spec.ready_timeout,
+            ready_timeout=NEVER if spec.before else spec.ready_timeout,
+            stop_signal=spec.stop_signal,
             terms=self._terms,
             now=now,
             outbox=self._outbox,
@@ -317,6 +319,15 @@ class Fleet:
     def give_up(self, worker: Worker, now: float) -> None:
         """Cancel a worker that is not wanted any more."""
         worker.cancel(self._terms.notice(now, "not wanted any more"), now)
+
+    def start_failed(self, failure: Failure, now: float) -> None:
+        """End: what had to run before the others has failed, so there is nobody to keep."""
+        name = failure.worker.rpartition("-")[0]
+        group = self._groups.get(name)
+        if group is not None:
+            group.failure = f"{failure.worker}: {failure.error}"
+        self.announce("group.failed", worker=failure.worker, group=name, reason=failure.error)
+        self._stop(f"group {name} has failed", self._terms.notice(now, "stop"), now)
 
     def has_workers_of(self, generation: int) -> bool:
         """Tell whether a worker of this generation has not ended."""

@@ -86,6 +86,7 @@ class Group:
         self.is_provisional = is_provisional
         self.slots = [Slot(self, generation, is_provisional) for _ in range(spec.count)]
         self.failure = ""  # why it has failed for good; empty: it has not
+        self.is_waiting = False  # what has to run before it is not done yet; written by Rolls
         self.was_ready = False  # it has been complete once; written by note_readiness
         self._draw = draw
         self._intensity = policy.Intensity()
@@ -101,11 +102,19 @@ class Group:
         return sum(slot.is_ready for slot in self.slots)
 
     @property
+    def expected(self) -> int:
+        """How many workers are to serve: of those that run before the others none, when done."""
+        done = sum(slot.finished for slot in self.slots) if self.spec.before else 0
+        return self.spec.count - done
+
+    @property
     def state(self) -> str:
         """The word that `status` has for this group."""
         if self.failure:
             return "failed"
-        if self.ready >= self.spec.count:
+        if self.is_waiting:
+            return "waiting"
+        if self.ready >= self.expected:
             return "ready"
         return "degraded" if self.was_ready else "starting"
 

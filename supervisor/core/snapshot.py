@@ -29,7 +29,7 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """One group. `finished` workers ended as they should and are not replaced."""
+    """One group. `count` are those that are to serve now; `finished` workers ended as they should and are not replaced."""
 
     name: str
     count: int
@@ -74,7 +74,7 @@ def of_group(group: Group, ready: int) -> GroupSnapshot:
     dues = [slot.restart_due for slot in group.slots if slot.restart_due is not None]
     return GroupSnapshot(
         name=group.spec.name,
-        count=group.spec.count,
+        count=group.expected,
         ready=ready,
         state=group.state,
         restarts=sum(slot.restarts for slot in group.slots),

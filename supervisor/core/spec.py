@@ -21,3 +21,5 @@ class GroupSpec:
     surge: int = 1
     min_ready_time: float = 1.0
     max_age: float = 0.0
+    stop_signal: int = 15  # by which a worker that is told to end may do so: no failure
+    before: bool = False  # runs to its end, with success, before the others start; `count` is 1

@@ -102,6 +102,7 @@ class Worker:
         group: the name of its group.
         generation: of the code that it runs.
         ready_timeout: seconds from its spawn until it must be ready.
+        stop_signal: by which it may end when it is told to end.
         terms: how much time it has to end.
         now: when its spawn was asked for.
         outbox: where actions are put.
@@ -112,6 +113,7 @@ class Worker:
         "_cause",
         "_outbox",
         "_ready_timeout",
+        "_stop_signal",
         "_terms",
         "deadline",
         "due",
@@ -135,6 +137,7 @@ class Worker:
         generation: int,
         *,
         ready_timeout: float,
+        stop_signal: int,
         terms: Terms,
         now: float,
         outbox: list[ac.Action],
@@ -155,6 +158,7 @@ class Worker:
         self._abort_margin = 0.0  # this and the cause are what it is told beside the deadline
         self._cause = ""
         self._ready_timeout = ready_timeout
+        self._stop_signal = stop_signal
         self._terms = terms
         self._outbox = outbox
 
@@ -254,7 +258,9 @@ class Worker:
     def _exited(self, report: ev.WorkerExited, now: float) -> None:
         self.history[Step.EXITED] = now
         self.due = NEVER
-        self.failed = bool(report.code) or report.signal is not None or bool(self.fault)
+        did_as_told = Step.CANCELLED in self.history and report.signal == self._stop_signal
+        died = report.signal is not None and not did_as_told
+        self.failed = bool(report.code) or died or bool(self.fault)
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
         details = {
             "reason": self.fault,
