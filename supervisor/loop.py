@@ -41,6 +41,7 @@ from supervisor.signals import Signals
 from supervisor.status import Reports, group_status, worker_status
 
 FOLLOWERS_BATCH = 500  # events
+MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
@@ -228,6 +229,10 @@ class Supervisor:
                     self._lending.registered(worker)
             case protocol.Ready():
                 self._handle(ev.WorkerReady(worker))
+            case protocol.Delayed() if not 0.0 < message.seconds < MAX_DELAY:
+                self._dropped("delay", f"{worker} asks for {message.seconds} s to be ready", 1)
+            case protocol.Delayed():
+                self._handle(ev.WorkerDelayed(worker, message.seconds))
             case protocol.Acknowledged():
                 self._handle(ev.WorkerAcknowledged(worker))
             case protocol.Failed():
@@ -337,6 +342,9 @@ class Supervisor:
         if target not in known:
             self._refuse(client, f"there is no group or worker named {target!r}")
             return
+        if target in self._settings.groups and self._settings.groups[target].before:
+            self._refuse(client, f"{target} runs once, before the others; a reload runs it again")
+            return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.RestartRequested(target))
 
@@ -344,7 +352,8 @@ class Supervisor:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
             self._refuse(client, f"there is no group named {request.group!r}")
             return
-        if getattr(self._settings.groups.get(request.group), "before", False):
+        group = self._settings.groups.get(request.group)
+        if group is not None and group.before:
             self._refuse(client, f"{request.group} runs once, before the others")
             return
         counts = {**self._counts, request.group: request.count}

@@ -19,6 +19,7 @@ __all__ = [
     "Assignment",
     "Cancel",
     "CloseReport",
+    "Delayed",
     "Drained",
     "EventBatch",
     "Failed",
@@ -210,6 +211,12 @@ class Ready(Message, frozen=True):
     """The worker serves."""
 
 
+class Delayed(Message, frozen=True):
+    """The worker is not ready yet, and asks for so many seconds from now on to become so."""
+
+    seconds: float
+
+
 class Acknowledged(Message, frozen=True):
     """Receipt of the cancel with this deadline; draining has begun."""
 
@@ -266,7 +273,7 @@ class Usage(Message, frozen=True):
     wanted: int
 
 
-FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Failed | Drained
+FromWorker = Hello | Ready | Delayed | Acknowledged | Report | LeakFound | Usage | Failed | Drained
 
 # --- supervisor to worker ----------------------------------------------------------------------
 

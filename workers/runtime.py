@@ -38,6 +38,7 @@ from supervisor.protocol import (
     Assignment,
     Cancel,
     CloseReport,
+    Delayed,
     Drained,
     Failed,
     Hello,
@@ -161,6 +162,7 @@ class _Runtime:
             pools=self._pools,
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
+            on_delay=lambda seconds: self._link.send(Delayed(seconds)),
         )
 
     def run(self) -> int:

@@ -116,6 +116,7 @@ class Worker:
         pools: dict[str, Pool],
         log: Any,
         on_ready: Callable[[], None],
+        on_delay: Callable[[float], None],
     ) -> None:
         self.id = id
         self.group = group
@@ -131,6 +132,7 @@ class Worker:
         self.program_pid = 0
         self.beat_at = 0.0
         self._on_ready = on_ready
+        self._on_delay = on_delay
         self._ready = threading.Lock()
         self.jobs = _Ledger()
 
@@ -138,6 +140,10 @@ class Worker:
         """Say that this worker serves. `run` must call it; calling it again changes nothing."""
         if self._ready.acquire(blocking=False):
             self._on_ready()
+
+    def delay(self, seconds: float) -> None:
+        """Ask for `seconds` from now on to become ready, where `ready_timeout` would be less."""
+        self._on_delay(seconds)
 
     def job(self, name: str) -> Job:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""

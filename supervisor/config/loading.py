@@ -390,22 +390,23 @@ class _Reading:
 
     def check_command(self, table: _Table) -> None:
         """Note what a command cannot have, and what only a command can."""
-        given = table.given
-        if "command" in given:
-            for key, remedy in _NOT_FOR_COMMANDS.items():
-                if key in given:
-                    self.problem(table.at(key), f"is for run; {remedy}")
-            return
-        for key in ("notify", "stop_signal"):
-            if key in given:
-                self.problem(table.at(key), "is for a command")
+        if "command" in table.given:
+            wrong = {key: f"is for run; {remedy}" for key, remedy in _NOT_FOR_COMMANDS.items()}
+        else:
+            wrong = dict.fromkeys(("notify", "stop_signal"), "is for a command")
+        self.check_absent(table, wrong)
 
     def check_before(self, table: _Table) -> None:
         """Note what makes no sense for what runs once, before the others."""
-        for key in _NOT_BEFORE:
-            if key in table.given:
-                self.problem(table.at(key), "makes no sense with before: it runs once, to its end")
+        message = "makes no sense with before: it runs once, to its end"
+        self.check_absent(table, dict.fromkeys(_NOT_BEFORE, message))
         table.values["restart"] = Restart.NEVER
+
+    def check_absent(self, table: _Table, wrong: Mapping[str, str]) -> None:
+        """Note each key that was given, is good by itself, and does not belong there."""
+        for key, message in wrong.items():
+            if key in table.given and key in table.values:
+                self.problem(table.at(key), message)
 
     def check_names(self, names: Sequence[str], path: KeyPath, known: Collection[str]) -> None:
         """Note which pools of a group do not exist, or come twice."""

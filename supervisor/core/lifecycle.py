@@ -98,6 +98,7 @@ TRANSITIONS: Mapping[State, _Reports] = {
     },
     _S.REGISTERED: {
         ev.WorkerReady: _S.READY,
+        ev.WorkerDelayed: _S.REGISTERED,
         ev.WorkerLeaving: _S.REGISTERED,
         ev.WorkerFailed: _S.FAILING,
         **_DRAINS,

@@ -127,7 +127,9 @@ class Rolls:
 
     def prepare_start(self, now: float) -> bool:
         """Run what comes before everything else; False when there is nothing of the kind."""
-        slots = [slot for group in self._groups.values() if group.spec.before for slot in group.slots]
+        slots = [
+            slot for group in self._groups.values() if group.spec.before for slot in group.slots
+        ]
         if not slots:
             return False
         self._has_begun = False

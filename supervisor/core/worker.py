@@ -191,6 +191,8 @@ class Worker:
                 self._registered(now)
             case ev.WorkerReady():
                 self._ready(now)
+            case ev.WorkerDelayed():
+                self.due = max(self.due, now + report.seconds)
             case ev.WorkerAcknowledged():
                 self._acknowledged(now)
             case ev.WorkerDrained():

@@ -140,6 +140,9 @@ class _Watch:
                     self._worker.ready()
                 case "STATUS" | "STOPPING":
                     self._worker.status = value if name == "STATUS" else "stopping"
+                case "EXTEND_TIMEOUT_USEC":
+                    # A stop's deadline is the operator's word, and is not put off.
+                    self._worker.delay(int(value) / 1e6)
                 case "WATCHDOG":
                     self._worker.beat_at = time.monotonic()
                 case _:

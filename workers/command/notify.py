@@ -11,6 +11,7 @@ __all__ = ["Notify", "parse"]
 import array
 import contextlib
 import os
+import re
 import socket
 import struct
 from typing import Any
@@ -19,6 +20,7 @@ MAX_DATAGRAM = 4096  # bytes, as systemd has it
 MAX_STATUS = 200  # characters
 MAX_BATCH = 50  # datagrams a turn, so that one who talks without end holds up nothing
 MAX_FDS = 32
+_TIME = re.compile("[1-9][0-9]{0,12}")
 _CREDENTIALS = struct.Struct("=iII")
 _ROOM = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * MAX_FDS)
 _REFUSED = ("MAINPID", "MAINPIDFD", "FDSTORE", "NOTIFYACCESS")
@@ -89,12 +91,15 @@ class Notify:
 def parse(data: bytes) -> list[tuple[str, str]]:
     """Return the assignments of a datagram that say something; what is none is passed over.
 
-    READY, STOPPING and WATCHDOG are there only when they are "1"; a status is one short line.
+    READY, STOPPING and WATCHDOG are there only when they are "1", a time only when it is one; a status
+    is one short line.
     """
     said = []
     for line in data.decode(errors="replace").split("\n"):
         name, is_assignment, value = line.partition("=")
         if not is_assignment or (name in ("READY", "STOPPING", "WATCHDOG") and value != "1"):
+            continue
+        if name == "EXTEND_TIMEOUT_USEC" and not _TIME.fullmatch(value):
             continue
         if name == "STATUS":
             value = "".join(c if c.isprintable() else " " for c in value[:MAX_STATUS])

@@ -41,7 +41,7 @@ class Lines:
 
         What is left holds more lines than were wanted, or is empty.
         """
-        lines = []
+        lines: list[tuple[bytes, int]] = []
         begin = 0
         while (end := data.find(b"\n", begin)) >= 0:
             if len(lines) == most:
@@ -185,7 +185,7 @@ class Output:
 
 
 def _text(line: bytes) -> str:
-    """Return a line that harms no terminal: what is no text is written as \\xNN."""
+    """Return a line that harms no terminal: what is no text is written as its code."""
     text = line.decode(errors="backslashreplace")
     return text if text.isprintable() else text.translate(_CONTROLS)
 

@@ -206,7 +206,7 @@ class _Child:
                 self.environment[b"WATCHDOG_PID"] = own
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             stage = "exec"
-            os.execve(self.path, self.argv, self.environment)
+            os.execve(self.path, list(self.argv), self.environment)  # noqa: S606
         except OSError as exc:
             os.write(report, f"{exc.errno} {stage}".encode())
         finally:
