@@ -33,7 +33,7 @@ def command_options(settings: Settings, group: GroupSettings) -> dict[str, Any]:
         "stop_signal": group.stop_signal,
         "notify": group.notify,
         "is_ready_at_once": not (group.notify or group.before),
-        "watchdog": 0.0,
+        "watchdog": getattr(group, "hang_timeout", 0.0),
     }
 
 

@@ -28,7 +28,8 @@ class Before(Roll):
     def ended(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> bool:
         """Take note of an end; False when the ordinary rules decide what comes after it."""
         move = self._moves.get(slot)
-        has_done_it = not worker.failed and Step.CANCELLED not in worker.history
+        took = worker.history
+        has_done_it = Step.EXITED in took and Step.CANCELLED not in took and not worker.failed
         if move is None or move.successor is not worker or not has_done_it:
             return super().ended(worker, slot, failure, now)
         del self._moves[slot]

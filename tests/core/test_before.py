@@ -117,6 +117,12 @@ def test_one_that_dies_of_a_signal_has_failed() -> None:
     assert brief(script.crashed(2, "migrate-1"))[-1] == "Finish 1"
 
 
+def test_one_that_was_never_born_has_done_nothing() -> None:
+    """The system refuses a process: that is no success."""
+    done = brief(Script(*FILE).at(1, ev.WorkerNotBorn("migrate-1", "fork: EAGAIN")))
+    assert done[-1] == "Finish 1"
+
+
 def test_a_stop_ends_it_like_any_worker() -> None:
     """It is cancelled, and the exit code is that of a stop."""
     script = Script(*FILE)

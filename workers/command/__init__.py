@@ -38,6 +38,7 @@ from workers.worker import Worker
 # When the program writes more than is logged, or talks without end, its next words wait this long:
 # it is slowed down, and the processor is not ours alone.
 PAUSE = 0.01
+LEAST_DELAY = 0.1  # seconds
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +104,7 @@ class _Watch:
             {"stdout": program.stdout, "stderr": program.stderr}, worker.log, time.monotonic()
         )
         self._was_told_to_stop = False
+        self._promised = 0.0  # by when it has said that it will be ready
         self._poll = select.poll()
         for readable in (program.pidfd, program.stdout, program.stderr):
             self._poll.register(readable, select.POLLIN)
@@ -141,13 +143,22 @@ class _Watch:
                 case "STATUS" | "STOPPING":
                     self._worker.status = value if name == "STATUS" else "stopping"
                 case "EXTEND_TIMEOUT_USEC":
-                    # A stop's deadline is the operator's word, and is not put off.
-                    self._worker.delay(int(value) / 1e6)
+                    self._delay(int(value) / 1e6)
                 case "WATCHDOG":
                     self._worker.beat_at = time.monotonic()
                 case _:
                     pass  # systemd's, and without a meaning here
         return has_more
+
+    def _delay(self, seconds: float) -> None:
+        """Ask for more time to start; not for what makes no difference, however often it is said.
+
+        A stop's deadline is the operator's word, and is not put off.
+        """
+        end = time.monotonic() + seconds
+        if end > self._promised + LEAST_DELAY:
+            self._promised = end
+            self._worker.delay(seconds)
 
     def _read(self, ready: set[int]) -> bool:
         """Take what it writes; True when that is more than is logged."""

@@ -101,6 +101,7 @@ def start(
         out=their_out,
         err=their_err,
         report=their_report,
+        highest=max(map(int, os.listdir("/proc/self/fd"))),
         prctl=ctypes.CDLL(None, use_errno=True).prctl,
     )
     try:
@@ -114,11 +115,14 @@ def start(
     for fd in (their_out, their_err, their_report):
         os.close(fd)
     pidfd = os.pidfd_open(pid)
-    if fault := _fault(report):
+    fault = _fault(report)
+    os.close(report)
+    if fault:
         os.waitid(os.P_PID, pid, os.WEXITED)
+        for fd in (out, err, pidfd):
+            os.close(fd)
         number, _, stage = fault.partition(" ")
         raise ProgramError(_why_not(argv[0], path, folder, int(number), stage))
-    os.close(report)
     for fd in (out, err):
         os.set_blocking(fd, False)
     return Program(path, pid, pidfd, out, err)
@@ -182,6 +186,7 @@ class _Child:
     out: int
     err: int
     report: int
+    highest: int  # the highest descriptor that is open; threads open none that is inherited
     prctl: Any
 
     def become_it(self) -> NoReturn:
@@ -225,5 +230,5 @@ class _Child:
         for target, fd in enumerate(lifted[:-1], start=1):
             os.dup2(fd, target)
         os.dup2(lifted[-1], end, inheritable=False)
-        os.closerange(end + 1, max(lifted) + 1)
+        os.closerange(end + 1, max(*lifted, self.highest) + 1)
         return end

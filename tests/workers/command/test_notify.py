@@ -94,8 +94,10 @@ def test_a_stranger_is_not_heard(notify) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         ) as speaker:
+            assert speaker.stdout is not None
             speaker.stdout.readline()  # it has spoken, and lives
             assert notify.receive()[0] == heard
+            assert speaker.stdin is not None
             speaker.stdin.close()
             speaker.stdout.read()  # the orphan has ended, too
     assert "its sender does not belong to this worker" in notify._log.reasons

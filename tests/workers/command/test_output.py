@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.command import output
 from workers.command.output import LAST_LINES, MAX_BYTES, MAX_LINE, MAX_LINES, Lines, Output
 
 
@@ -87,7 +87,8 @@ def test_what_is_too_much_for_a_second_is_counted_and_dropped(pipe) -> None:
     assert log.dropped == []
     out.time_passed(1.0)
     assert log.dropped == [(500, 500 * 5)]
-    assert (out.due, out.is_over_its_limit) == (None, False)
+    assert out.due is None
+    assert not out.is_over_its_limit
     write(pipe, b"again\n", out, 1.5)
     assert log.lines[-1] == "again"
 
@@ -135,7 +136,7 @@ def test_a_log_that_takes_nothing_holds_up_nobody(pipe, monkeypatch) -> None:
     reader, writer = os.pipe()
     try:
         with open(writer, "w", closefd=False) as stream:
-            monkeypatch.setattr(output.sys, "stderr", stream)
+            monkeypatch.setattr(sys, "stderr", stream)
             log = Log()
             out = Output({"stdout": pipe[0]}, log, 0.0)
             write(pipe, b"heard\n", out)
