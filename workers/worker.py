@@ -103,7 +103,6 @@ class Worker:
         log: a structlog logger that names the worker in each line.
         status: a few words that `supervisor status` shows beside it; yours to set.
         program_pid: of a command: its program's pid, 0 before it has one.
-        beat_at: of a command: when its program has last said WATCHDOG=1 (monotonic), 0.0 if never.
     """
 
     def __init__(
@@ -130,7 +129,6 @@ class Worker:
         self.log = log
         self.status = ""
         self.program_pid = 0
-        self.beat_at = 0.0
         self._on_ready = on_ready
         self._on_delay = on_delay
         self._ready = threading.Lock()

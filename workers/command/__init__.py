@@ -144,8 +144,6 @@ class _Watch:
                     self._worker.status = value if name == "STATUS" else "stopping"
                 case "EXTEND_TIMEOUT_USEC":
                     self._delay(int(value) / 1e6)
-                case "WATCHDOG":
-                    self._worker.beat_at = time.monotonic()
                 case _:
                     pass  # systemd's, and without a meaning here
         return has_more
