@@ -65,6 +65,6 @@ def _environment(group: GroupSettings) -> Mapping[str, str]:
     ours = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(PRIVATE_ENVIRONMENT)
+        if name not in PRIVATE_ENVIRONMENT
     }
     return {**ours, **group.env}

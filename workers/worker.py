@@ -17,6 +17,9 @@ from workers.waitgroup import WaitGroup
 _Outcome = Literal["done", "failed", "cancelled"]
 
 
+MAX_DELAY = 365 * 86400.0  # seconds
+
+
 class Job:
     """One unit of work in flight. Use as a `with` block, from any thread or task.
 
@@ -140,7 +143,13 @@ class Worker:
             self._on_ready()
 
     def delay(self, seconds: float) -> None:
-        """Ask for `seconds` from now on to become ready, where `ready_timeout` would be less."""
+        """Ask for `seconds` from now on to become ready, where `ready_timeout` leaves less.
+
+        Raises:
+            ValueError: the seconds are not above 0, or more than a year.
+        """
+        if not 0.0 < seconds <= MAX_DELAY:
+            raise ValueError(f"expected seconds above 0, at most {MAX_DELAY:g}, not {seconds}")
         self._on_delay(seconds)
 
     def job(self, name: str) -> Job:

@@ -89,8 +89,8 @@ class PoolSettings:
 class GroupSettings:
     """[workers.NAME]: a group of equal workers. Durations in seconds.
 
-    What its workers do is `run`, or `command` where that is not empty.
-    `pools` is in the order of the file, and complete where the key is absent; a command has none. `env` and `options`
+    What its workers do is `run`, or `command` where that is not empty. `pools` is in the order of
+    the file, and complete where the key is absent; a command has none. `env` and `options`
     may hold secrets and are in no repr. They are not to be changed.
     """
 

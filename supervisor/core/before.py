@@ -25,6 +25,12 @@ class Before(Roll):
     def review(self, now: float) -> None:
         """How it ends is what counts."""
 
+    def failed(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> None:
+        """Take note that its code has raised; it ends by itself, and then that is why."""
+        move = self._moves.get(slot)
+        if move is not None and move.successor is worker:
+            self.failure = self.failure or failure
+
     def ended(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> bool:
         """Take note of an end; False when the ordinary rules decide what comes after it."""
         move = self._moves.get(slot)

@@ -29,7 +29,10 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """One group. `count` are those that are to serve now; `finished` workers ended as they should and are not replaced."""
+    """One group. `count` workers are to serve now.
+
+    Those that are `finished` ended as they should, and are not replaced.
+    """
 
     name: str
     count: int
