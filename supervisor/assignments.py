@@ -18,7 +18,8 @@ from supervisor.processes import Recipe
 def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
     """Return what the template of a group's workers imports; groups of equal `env` share one.
 
-    All commands share one of their own: no import of an application is in their way.
+    All commands share one of their own: no import of an application is in their way, or changes the
+    environment that they get.
     """
     is_command = bool(group.command)
     sharing = [

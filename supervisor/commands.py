@@ -8,27 +8,19 @@ from __future__ import annotations
 __all__ = ["COMMAND_RUN", "command_options", "missing_program"]
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from supervisor.config import GroupSettings, Settings
-from supervisor.launch import PRIVATE_ENVIRONMENT
 
 COMMAND_RUN = "workers.command:run"
 
 
 def command_options(settings: Settings, group: GroupSettings) -> dict[str, Any]:
-    """Return what workers.command.Command holds: plain data for the wire.
-
-    The environment is ours and not the template's, which an application may have changed. As bytes:
-    not every variable is UTF-8.
-    """
+    """Return what workers.command.Command holds: plain data for the wire."""
     return {
         "argv": group.command,
         "folder": _folder(settings),
-        "environment": [
-            os.fsencode(f"{name}={value}") for name, value in _environment(group).items()
-        ],
+        "env": group.env,
         "runtime_dir": settings.supervisor.runtime_dir,
         "stop_signal": group.stop_signal,
         "notify": group.notify,
@@ -40,7 +32,8 @@ def command_options(settings: Settings, group: GroupSettings) -> dict[str, Any]:
 def missing_program(settings: Settings, group: GroupSettings) -> str:
     """Return why a group's program cannot be started; "" when it is there."""
     program = group.command[0]
-    places = _environment(group).get("PATH", os.defpath).split(os.pathsep)
+    path = group.env.get("PATH", os.environ.get("PATH", os.defpath))
+    places = path.split(os.pathsep)
     if "/" in program:
         places = [""]
     paths = [os.path.join(_folder(settings), place, program) for place in places]
@@ -58,13 +51,3 @@ def missing_program(settings: Settings, group: GroupSettings) -> str:
 def _folder(settings: Settings) -> str:
     """Return where programs run: paths in the file, and so those in a command, are relative to it."""
     return os.path.dirname(settings.source)
-
-
-def _environment(group: GroupSettings) -> Mapping[str, str]:
-    """Return the supervisor's own environment, without what systemd has told it alone."""
-    ours = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in PRIVATE_ENVIRONMENT
-    }
-    return {**ours, **group.env}

@@ -25,7 +25,7 @@ MAX_FRAME = 1 << 20  # bytes of one message to or from a template
 # The limits that we were started with. A supervisor of many workers raises its own; theirs stay.
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # What systemd tells the supervisor is not for workers: none may speak for it.
-PRIVATE_ENVIRONMENT = frozenset(
+_PRIVATE_ENVIRONMENT = frozenset(
     {
         "NOTIFY_SOCKET",
         "WATCHDOG_USEC",
@@ -75,9 +75,7 @@ def launch_template() -> Template:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_FRAME)
         environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in PRIVATE_ENVIRONMENT
+            name: value for name, value in os.environ.items() if name not in _PRIVATE_ENVIRONMENT
         }
         pid = os.posix_spawn(
             sys.executable,

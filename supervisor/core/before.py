@@ -25,7 +25,7 @@ class Before(Roll):
     def review(self, now: float) -> None:
         """How it ends is what counts."""
 
-    def failed(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> None:
+    def failed(self, worker: Worker, slot: Slot, failure: Failure, now: float) -> None:  # noqa: ARG002
         """Take note that its code has raised; it ends by itself, and then that is why."""
         move = self._moves.get(slot)
         if move is not None and move.successor is worker:

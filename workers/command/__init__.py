@@ -44,12 +44,13 @@ LEAST_DELAY = 0.1  # seconds
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to run; the supervisor makes it from the group's settings.
 
-    `environment` are whole: "NAME=value". `is_ready_at_once`: it serves as soon as it is started.
+    `env` is added to the environment of this process. `is_ready_at_once`: it serves as soon as it is
+    started.
     """
 
     argv: tuple[str, ...]
     folder: str
-    environment: tuple[bytes, ...]
+    env: dict[str, str]
     runtime_dir: str
     stop_signal: str
     notify: bool
@@ -69,8 +70,7 @@ def run(worker: Worker) -> None:
         return
     notify = Notify(command.runtime_dir, worker.log) if command.notify else None
     try:
-        environment = dict(pair.split(b"=", 1) for pair in command.environment)
-        environment |= _surroundings(worker, command, notify)
+        environment = _environment(worker, command, notify)
         program = start(command.argv, command.folder, environment, worker.sockets)
         worker.program_pid = program.pid
         worker.log.info("worker.started", program=program.path, program_pid=program.pid)
@@ -80,14 +80,15 @@ def run(worker: Worker) -> None:
             notify.close()
 
 
-def _surroundings(worker: Worker, command: Command, notify: Notify | None) -> dict[bytes, bytes]:
-    """Return the variables that tell the program where it is, as systemd's would."""
-    named = {"ACKVISOR_WORKER": worker.id, "ACKVISOR_GROUP": worker.group}
+def _environment(worker: Worker, command: Command, notify: Notify | None) -> dict[bytes, bytes]:
+    """Return ours, the group's, and what tells the program where it is, as systemd's would."""
+    named = {**command.env, "ACKVISOR_WORKER": worker.id, "ACKVISOR_GROUP": worker.group}
     if notify is not None:
         named["NOTIFY_SOCKET"] = notify.path
         if command.watchdog:
             named["WATCHDOG_USEC"] = str(round(command.watchdog * 1e6))
-    return {name.encode(): os.fsencode(value) for name, value in named.items()}
+    ours = dict(os.environb)  # as bytes: not every variable is text
+    return ours | {os.fsencode(name): os.fsencode(value) for name, value in named.items()}
 
 
 class _Watch:
@@ -161,8 +162,8 @@ class _Watch:
     def _read(self, ready: set[int]) -> bool:
         """Take what it writes; True when that is more than is logged."""
         now = time.monotonic()
-        for fd in ready & {self._program.stdout, self._program.stderr}:
-            if not self._output.read(fd, now):
+        for fd in (self._program.stdout, self._program.stderr):
+            if fd in ready and not self._output.read(fd, now):
                 self._poll.unregister(fd)  # closed: it would be readable for ever
         self._output.time_passed(now)
         return self._output.is_over_its_limit

@@ -30,19 +30,30 @@ class Notify:
     """A bound socket. One thread.
 
     Args:
-        folder: where its file is made.
+        folder: where its file is made; where this process may not, in a private one of its own.
         log: where is told what is dropped: the first of a kind, then ever more seldom.
     """
 
     def __init__(self, folder: str, log: Any) -> None:
-        self.path = os.path.join(folder, f"notify-{os.getpid()}")
+        self._own_folder = ""
         self._log = log
         self._times: dict[str, int] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        try:
+            self.path = self._bound(folder)
+        except PermissionError:  # this worker is another user than its supervisor
+            from tempfile import mkdtemp
+
+            self._own_folder = mkdtemp(prefix="ackvisor-")
+            self.path = self._bound(self._own_folder)
+
+    def _bound(self, folder: str) -> str:
+        path = os.path.join(folder, f"notify-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)  # of a process that had our pid, and was killed
-        self._socket.bind(self.path)
+            os.unlink(path)  # of a process that had our pid, and was killed
+        self._socket.bind(path)
+        return path
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `receive` has something."""
@@ -53,6 +64,8 @@ class Notify:
         self._socket.close()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+            if self._own_folder:
+                os.rmdir(self._own_folder)
 
     def receive(self) -> tuple[list[tuple[str, str]], bool]:
         """Return what has been said, and whether there may be more. Never blocks."""

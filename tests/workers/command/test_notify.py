@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,25 @@ def test_what_is_the_supervisors_business_is_refused(notify) -> None:
         "MAINPID is the supervisor's business",
         "FDSTORE is the supervisor's business",
     ]
+
+
+def test_another_user_than_the_supervisor_has_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
+    """It may not write to the supervisor's; what it made is gone in the end."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700 if os.geteuid() == 0 else 0o500)
+    own, somebody = os.geteuid(), 65534
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")  # where everybody may
+    if own == 0:
+        os.seteuid(somebody)
+    try:
+        notify = Notify(str(folder), Log())
+        assert os.path.dirname(notify.path) != str(folder)
+        say(notify, b"READY=1")
+        assert notify.receive()[0] == [("READY", "1")]
+        notify.close()
+        assert not os.path.exists(os.path.dirname(notify.path))
+    finally:
+        os.seteuid(own)
 
 
 def test_the_file_of_a_killed_predecessor_is_in_nobodys_way(tmp_path) -> None:
