@@ -12,6 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.servers import unavailable
 from tests.supervised import Supervised, children, is_alive, title, wait_until
 
@@ -157,19 +159,17 @@ speak("READY=1\\nSTATUS=node " + process.version);
     assert supervised.event("worker.exited")["code"] == 0
 
 
+@pytest.mark.slow
 def test_one_that_is_slow_to_start_can_ask_for_time(tmp_path):
     """EXTEND_TIMEOUT_USEC puts off `ready_timeout`; who does not ask is sent away."""
-    code = (
-        SPEAK
-        + "for _ in range(8):\n  say(sys.argv[1]); time.sleep(0.2)\nsay('READY=1');time.sleep(60)"
-    )
-    keys = {"notify": True, "ready_timeout": "1s", "restart": "never"}
-    config = program("asks", *PYTHON, code, "EXTEND_TIMEOUT_USEC=20000000", **keys)
+    code = SPEAK + "say(sys.argv[1]); time.sleep(5.5); say('READY=1'); time.sleep(60)"
+    keys = {"notify": True, "ready_timeout": "5s", "restart": "never"}
+    config = program("asks", *PYTHON, code, "EXTEND_TIMEOUT_USEC=60000000", **keys)
     config += program("mute", *PYTHON, "import time; time.sleep(60)", **keys)
     with Supervised(tmp_path, config) as supervised:
-        supervised.event("worker.cancelled", worker="mute-1", cause="was not ready within 1 s")
-        supervised.event("worker.ready", worker="asks-1")
-        supervised.event("group.failed", group="mute")
+        supervised.event("worker.cancelled", worker="mute-1", cause="was not ready within 5 s")
+        ready = supervised.event("worker.ready", worker="asks-1")
+        assert ready["seconds"] > 5.0
         assert not supervised.events("worker.cancelled", worker="asks-1")
 
 
@@ -223,12 +223,9 @@ def test_one_that_ignores_the_stop_and_its_grandchildren_are_gone_at_the_deadlin
     code = "trap '' TERM; (sleep 61 & sleep 62) & echo up; sleep 63"
     with Supervised(tmp_path, program("deaf", *SH, code), supervisor='grace = "1s"') as it:
         said(it.ready(), "deaf-1", "up")
-        began = it.signal(signal.SIGTERM)
-        assert it.wait() == 1
+        assert it.stop() == 1
         killed = it.event("worker.killed", worker="deaf-1")
-        assert "acknowledged the cancel but did not drain" in killed["why"]
         assert dict(killed["ladder"])["SIGKILL"] >= 1.0
-        assert began > 0
         # On its way out the harness demands that no process is left.
 
 
@@ -279,7 +276,7 @@ def test_it_is_told_to_stop_when_the_supervisor_is_killed(tmp_path):
     """It gets its stop signal and the grace; who ignores it is gone by the end of that."""
     config = program("good", *SH, "trap 'echo bye; exit 0' TERM; while :; do sleep 0.05; done")
     config += program("deaf", *SH, "trap '' TERM; while :; do sleep 0.05; done")
-    with Supervised(tmp_path, config, supervisor='grace = "1500ms"') as supervised:
+    with Supervised(tmp_path, config, supervisor='grace = "3s"') as supervised:
         supervised.ready()
         programs = {
             line["worker"]: line["program_pid"] for line in supervised.events("worker.started")
@@ -362,9 +359,8 @@ def test_a_flood_harms_nobody(tmp_path):
         assert len(workers) == 5
         assert _peak_memory(workers["long-1"]) < 100 << 20
         assert supervised.stop() == 0
-    assert len(output(supervised, "flood-1")) <= 1000 * (1 + len(
-        supervised.events("worker.output_dropped", worker="flood-1")
-    ))  # fmt: skip
+    seconds = supervised.event("worker.exited", worker="flood-1")["uptime_seconds"]
+    assert len(output(supervised, "flood-1")) <= 1000 * (seconds + 2)
 
 
 def _peak_memory(pid: int) -> int:
