@@ -28,27 +28,28 @@ REPORTS: list[ev.WorkerEvent] = [
     ev.WorkerLeaving("w", ""),
     ev.StacksTaken("w", ""),
     ev.WorkerExited("w", code=0),
+    ev.WorkerDelayed("w", 1.0),
 ]
 
 # The table once more, in another shape: a change of one must be a change of both.
 # Columns as in REPORTS; "." is ignored, "=" is heard and changes nothing.
 EXPECTED = """
-            born     not_born registered  ready acknowledged drained failed  leaving stacks exited
-SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .
-DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .
-ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .
-STARTING    .        .        REGISTERED  .     .            .       .       =       .      EXITED
-REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      EXITED
-READY       .        .        .           .     .            DRAINED FAILING =       .      EXITED
-FAILING     .        .        .           .     .            DRAINED .       =       .      EXITED
-CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      EXITED
-EVICTED     .        .        TERMINATING .     .            .       .       .       .      EXITED
-TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      EXITED
-DRAINING    .        .        .           .     .            DRAINED =       .       .      EXITED
-DRAINED     .        .        .           .     .            .       .       .       .      EXITED
-DUMPING     .        .        .           .     .            .       .       .       =      EXITED
-KILLED      .        .        .           .     .            .       .       .       .      EXITED
-EXITED      .        .        .           .     .            .       .       .       .      .
+            born     not_born registered  ready acknowledged drained failed  leaving stacks exited   delayed
+SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .        .
+DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .        .
+ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .        .
+STARTING    .        .        REGISTERED  .     .            .       .       =       .      EXITED   .
+REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      EXITED   =
+READY       .        .        .           .     .            DRAINED FAILING =       .      EXITED   .
+FAILING     .        .        .           .     .            DRAINED .       =       .      EXITED   .
+CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      EXITED   .
+EVICTED     .        .        TERMINATING .     .            .       .       .       .      EXITED   .
+TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      EXITED   .
+DRAINING    .        .        .           .     .            DRAINED =       .       .      EXITED   .
+DRAINED     .        .        .           .     .            .       .       .       .      EXITED   .
+DUMPING     .        .        .           .     .            .       .       .       =      EXITED   .
+KILLED      .        .        .           .     .            .       .       .       .      EXITED   .
+EXITED      .        .        .           .     .            .       .       .       .      .        .
 """
 
 # The same for decisions; "!" is a bug.
