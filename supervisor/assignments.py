@@ -12,10 +12,12 @@ __all__ = [
     "tune",
 ]
 
+import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from supervisor import protocol
+from supervisor.commands import COMMAND_RUN, command_options
 from supervisor.config import GroupSettings, PoolSettings, Settings
 from supervisor.core.budget import Tell
 from supervisor.core.fleet import GroupSpec
@@ -23,14 +25,23 @@ from supervisor.processes import Recipe
 
 
 def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
-    """Return what the template of a group's workers imports; groups of equal `env` share one."""
-    sharing = [other for other in settings.groups.values() if other.env == group.env]
+    """Return what the template of a group's workers imports; groups of equal `env` share one.
+
+    All commands share one of their own: no import of an application is in their way, or changes the
+    environment that they get.
+    """
+    is_command = bool(group.command)
+    sharing = [
+        other
+        for other in settings.groups.values()
+        if bool(other.command) == is_command and (is_command or other.env == group.env)
+    ]
     pools = {name for other in sharing for name in other.pools}
     return Recipe(
         name=settings.supervisor.name,
         generation=generation,
-        path=settings.supervisor.path,
-        env=tuple(sorted(group.env.items())),
+        path=() if is_command else settings.supervisor.path,
+        env=() if is_command else tuple(sorted(group.env.items())),
         entry_points=tuple(
             dict.fromkeys(entry for other in sharing for entry in _entry_points(other))
         ),
@@ -43,6 +54,8 @@ def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
 
 def _entry_points(group: GroupSettings) -> list[str]:
     """Return what a group's workers import: their code, and the handler where that is an option."""
+    if group.command:
+        return [COMMAND_RUN]
     handler = group.options.get("handler")
     return [group.run, handler] if isinstance(handler, str) and ":" in handler else [group.run]
 
@@ -64,6 +77,8 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         max_age=group.max_age,
         max_rss=group.max_rss,
         hang_timeout=group.hang_timeout,
+        stop_signal=int(signal.Signals[group.stop_signal]),
+        before=group.before,
     )
 
 
@@ -110,13 +125,13 @@ def assignment(
         token=token,
         supervisor=settings.supervisor.name,
         endpoint=endpoint,
-        run=rules.run,
+        run=COMMAND_RUN if rules.command else rules.run,
         grace=settings.supervisor.grace,
         abort_margin=settings.supervisor.abort_margin,
         log_format=settings.log.format,
         log_level=settings.log.level,
-        options=rules.options,
         is_watched=rules.hang_timeout > 0.0,
+        options=command_options(settings, rules) if rules.command else rules.options,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
     )
 

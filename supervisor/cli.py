@@ -351,7 +351,7 @@ def _left_out(name: str) -> Iterator[None]:
 
 def _greeting(settings: Settings, config: Path) -> str:
     """Say what to try next, with commands that can be copied."""
-    workers = sum(group.count for group in settings.groups.values())
+    workers = sum(group.count for group in settings.groups.values() if not group.before)
     try_next: list[tuple[str, str]] = [
         (f"supervisor status -c {config}", "the fleet at a glance"),
         (f"supervisor events --follow -c {config}", "what happens, as JSON lines"),

@@ -114,7 +114,9 @@ class RuntimeDir:
 
     def release(self) -> None:
         """Remove the sockets, then give up the lock. What a crash leaves is removed at a start."""
-        for name in _SOCKETS:
+        # Those of programs are left by workers that were killed.
+        notify = [name for name in os.listdir(self.path) if name.startswith("notify-")]
+        for name in (*_SOCKETS, *notify):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()
         os.close(self._lock)

@@ -8,6 +8,7 @@ __all__ = [
     "InvariantError",
     "NoSupervisorError",
     "Problem",
+    "ProgramError",
     "RefusedError",
     "SpawnError",
     "SupervisorError",
@@ -77,6 +78,15 @@ class AlreadyRunningError(SupervisorError):
 
 class SpawnError(SupervisorError):
     """The operating system refused a process, a descriptor or a socket."""
+
+
+class ProgramError(SupervisorError):
+    """A command's program could not be started, or has failed: one sentence, and its last lines."""
+
+    def __init__(self, why: str, last_lines: str = "", exit_code: int = 1) -> None:
+        super().__init__(why)
+        self.last_lines = last_lines
+        self.exit_code = exit_code
 
 
 class WireError(SupervisorError):

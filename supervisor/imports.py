@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
+from supervisor.commands import missing_program
 from supervisor.config import GroupSettings, Settings
 from supervisor.config.values import did_you_mean
 from supervisor.errors import Problem, SpawnError
@@ -35,16 +36,20 @@ MAX_MESSAGE = 500  # characters of an exception's message: one line is to be rea
 
 
 def check_entry_points(settings: Settings) -> list[Problem]:
-    """Return a problem for each group whose `run` names a module that is not there.
+    """Return a problem for each group whose `run` or `command` names what is not there.
 
-    Looks where its workers will look: in `path`, then on this interpreter's own path.
+    Looks where its workers will look: for a module in `path`, then on this interpreter's own path;
+    for a program in the PATH that it will have.
     """
     importlib.invalidate_caches()  # a file may be younger than the listing of its folder
     problems = []
     for group in settings.groups.values():
-        fault = _missing(_module(group), settings.supervisor.path)
+        if group.command:
+            key, fault = "command", missing_program(settings, group)
+        else:
+            key, fault = "run", _missing(_module(group), settings.supervisor.path)
         if fault:
-            problems.append(settings.problem(("workers", group.name, "run"), fault))
+            problems.append(settings.problem(("workers", group.name, key), fault))
     return problems
 
 
@@ -125,7 +130,7 @@ def check_imports(settings: Settings, *, timeout: float) -> list[Problem]:
     """
     problems = []
     for group in settings.groups.values():
-        fault = _try_import(group, settings.supervisor.path, timeout)
+        fault = "" if group.command else _try_import(group, settings.supervisor.path, timeout)
         if fault:
             problems.append(settings.problem(("workers", group.name, "run"), fault))
     return problems

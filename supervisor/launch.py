@@ -25,7 +25,17 @@ MAX_FRAME = 1 << 20  # bytes of one message to or from a template
 # The limits that we were started with. A supervisor of many workers raises its own; theirs stay.
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # What systemd tells the supervisor is not for workers: none may speak for it.
-_PRIVATE_ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+_PRIVATE_ENVIRONMENT = frozenset(
+    {
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    }
+)
 
 
 class Template:
@@ -67,9 +77,7 @@ def launch_template() -> Template:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_FRAME)
         environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(_PRIVATE_ENVIRONMENT)
+            name: value for name, value in os.environ.items() if name not in _PRIVATE_ENVIRONMENT
         }
         pid = os.posix_spawn(
             sys.executable,

@@ -54,6 +54,7 @@ from supervisor.status import Reports, group_status, rss, worker_status
 from supervisor.tuning import Tuning
 
 FOLLOWERS_BATCH = 500  # events
+MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
@@ -254,6 +255,10 @@ class Supervisor:
                 self._hello(worker, message)
             case protocol.Ready():
                 self._handle(ev.WorkerReady(worker))
+            case protocol.Delayed() if not 0.0 < message.seconds < MAX_DELAY:
+                self._dropped("delay", f"{worker} asks for {message.seconds} s to be ready", 1)
+            case protocol.Delayed():
+                self._handle(ev.WorkerDelayed(worker, message.seconds))
             case protocol.Acknowledged():
                 self._handle(ev.WorkerAcknowledged(worker))
             case protocol.Failed():
@@ -402,6 +407,9 @@ class Supervisor:
         if target not in known:
             self._refuse(client, f"there is no group or worker named {target!r}")
             return
+        if target in self._settings.groups and self._settings.groups[target].before:
+            self._refuse(client, f"{target} runs once, before the others; a reload runs it again")
+            return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.RestartRequested(target))
 
@@ -418,6 +426,10 @@ class Supervisor:
     def _scale(self, client: bytes, request: protocol.Scale) -> None:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
             self._refuse(client, f"there is no group named {request.group!r}")
+            return
+        group = self._settings.groups.get(request.group)
+        if group is not None and group.before:
+            self._refuse(client, f"{request.group} runs once, before the others")
             return
         counts = {**self._counts, request.group: request.count}
         for pool, terms in self._settings.budget_terms(counts).items():
@@ -512,6 +524,7 @@ class Supervisor:
         from supervisor.imports import check_entry_points
 
         before = self._settings.supervisor
+        known = tuple(self._generations.values())
         settings = load(self._source, env=os.environ, uid=os.geteuid())
         problems = check_entry_points(settings)
         problems += [
@@ -520,6 +533,13 @@ class Supervisor:
             )
             for key in ("name", "runtime_dir")
             if getattr(settings.supervisor, key) != getattr(before, key)
+        ]
+        problems += [
+            settings.problem(
+                ("workers", name, "before"), "cannot change in a reload: give it another name"
+            )
+            for name, group in settings.groups.items()
+            if any(name in s.groups and s.groups[name].before != group.before for s in known)
         ]
         if problems:
             raise ConfigError(self._source, problems)

@@ -21,6 +21,7 @@ __all__ = [
     "Assignment",
     "Cancel",
     "CloseReport",
+    "Delayed",
     "Drained",
     "Dump",
     "EndSessions",
@@ -254,6 +255,12 @@ class Ready(Message, frozen=True):
     """The worker serves."""
 
 
+class Delayed(Message, frozen=True):
+    """The worker is not ready yet, and asks for so many seconds from now on to become so."""
+
+    seconds: float
+
+
 class Acknowledged(Message, frozen=True):
     """Receipt of the cancel with this deadline; draining has begun."""
 
@@ -261,13 +268,18 @@ class Acknowledged(Message, frozen=True):
 
 
 class Report(Message, frozen=True, kw_only=True):
-    """What a worker has in hand at this moment; the answer to `Inquire`."""
+    """What a worker has in hand at this moment; the answer to `Inquire`.
+
+    `status` is what it says of itself; `program_pid` is that of a command's program, else 0.
+    """
 
     number: int
     in_flight: int
     jobs_done: int
     jobs_failed: int
     pools: dict[str, PoolStats]
+    status: str = ""
+    program_pid: int = 0
 
 
 class JobInFlight(msgspec.Struct, frozen=True, kw_only=True):
@@ -382,6 +394,7 @@ class SessionsEnded(Message, frozen=True):
 FromWorker = (
     Hello
     | Ready
+    | Delayed
     | Acknowledged
     | Report
     | Examined

@@ -57,6 +57,8 @@ def status_table(status: Mapping[str, Any]) -> str:
         ],
         left={"group", "state", ""},
     )
+    if any(worker["status"] for worker in status["workers"]):
+        workers.add_column("", [worker["status"] for worker in status["workers"]], align="l")
     return f"{head}\n\n{groups}\n\n{workers}"
 
 

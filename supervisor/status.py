@@ -118,8 +118,10 @@ def worker_status(
         "jobs_failed": report.jobs_failed if report else 0,
         "restarts": worker.restarts,
         "uptime_seconds": round(now - worker.spawned_at, 3),
-        "rss_bytes": rss(worker.pid),
+        "rss_bytes": rss(worker.pid) + rss((report and report.program_pid) or None),
         "pools": protocol.to_builtins(report.pools) if report else {},
+        "status": report.status if report else "",
+        "program_pid": (report and report.program_pid) or None,
     }
 
 

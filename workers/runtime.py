@@ -32,11 +32,13 @@ from typing import Any, NoReturn
 from setproctitle import setproctitle
 
 from supervisor import log
+from supervisor.errors import ProgramError
 from supervisor.protocol import (
     Allowance,
     Assignment,
     Cancel,
     CloseReport,
+    Delayed,
     Drained,
     EndSessions,
     Failed,
@@ -62,6 +64,7 @@ from workers.pool import Pool, drivers
 from workers.worker import Ledger, Worker
 
 MAX_ERROR = 2_000  # characters
+MAX_STATUS = 500
 MAX_TRACEBACK = 100_000
 LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
 MAX_LEAKS = 50  # of a pool, with their stacks, in one message
@@ -176,6 +179,7 @@ class _Runtime:
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
             jobs=_scoreboard(lifeline) if assignment.is_watched else None,
+            on_delay=lambda seconds: self._link.send(Delayed(seconds)),
         )
 
     def run(self) -> int:
@@ -229,6 +233,8 @@ class _Runtime:
                 jobs_failed=outcomes["failed"],
                 # A copy: the main thread may be opening them.
                 pools={name: _stats(pool.stats()) for name, pool in list(self._pools.items())},
+                status=_sendable(self._worker.status, MAX_STATUS),
+                program_pid=self._worker.program_pid,
             )
         )
 
@@ -345,6 +351,10 @@ class _Runtime:
 
     def _fail(self, exc: BaseException) -> int:
         self._failed = True
+        if isinstance(exc, ProgramError):
+            last_lines = _sendable(exc.last_lines, MAX_TRACEBACK)
+            self._link.send(Failed(error=_sendable(str(exc), MAX_ERROR), traceback=last_lines))
+            return exc.exit_code
         summary = traceback.TracebackException(type(exc), exc, None)
         summary.__notes__ = None  # they would come last
         error = list(summary.format_exception_only())[-1].strip()

@@ -20,6 +20,9 @@ from workers.waitgroup import WaitGroup
 Outcome = Literal["done", "failed", "cancelled"]
 
 
+MAX_DELAY = 365 * 86400.0  # seconds
+
+
 class Job:
     """One unit of work in flight. Use as a `with` block, from any thread or task.
 
@@ -145,6 +148,8 @@ class Worker:
         sockets: shared listening sockets by name.
         wg: a WaitGroup for its threads and tasks; the worker is drained when it is empty.
         log: a structlog logger that names the worker in each line.
+        status: a few words that `supervisor status` shows beside it; yours to set.
+        program_pid: of a command: its program's pid, 0 before it has one.
     """
 
     def __init__(
@@ -158,6 +163,7 @@ class Worker:
         log: Any,
         on_ready: Callable[[], None],
         jobs: Ledger | None = None,
+        on_delay: Callable[[float], None],
     ) -> None:
         self.id = id
         self.group = group
@@ -169,7 +175,10 @@ class Worker:
         self.sockets: Mapping[str, Any] = MappingProxyType({})
         self.wg = WaitGroup()
         self.log = log
+        self.status = ""
+        self.program_pid = 0
         self._on_ready = on_ready
+        self._on_delay = on_delay
         self._ready = threading.Lock()
         self.jobs = Ledger() if jobs is None else jobs
 
@@ -177,6 +186,16 @@ class Worker:
         """Say that this worker serves. `run` must call it; calling it again changes nothing."""
         if self._ready.acquire(blocking=False):
             self._on_ready()
+
+    def delay(self, seconds: float) -> None:
+        """Ask for `seconds` from now on to become ready, where `ready_timeout` leaves less.
+
+        Raises:
+            ValueError: the seconds are not above 0, or more than a year.
+        """
+        if not 0.0 < seconds <= MAX_DELAY:
+            raise ValueError(f"expected seconds above 0, at most {MAX_DELAY:g}, not {seconds}")
+        self._on_delay(seconds)
 
     def job(self, name: str) -> Job:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""

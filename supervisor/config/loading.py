@@ -30,6 +30,7 @@ from supervisor.config.settings import (
     SupervisorSettings,
     dotted,
 )
+from supervisor.core.policy import Restart
 from supervisor.errors import ConfigError, Problem
 
 MAX_BYTES = 1 << 20  # of the file; larger ones are something else
@@ -46,6 +47,24 @@ _HOMES = {
     "[workers.NAME]": GroupSettings,
 }
 _WORK = ("run", "app", "command")  # a group has exactly one of them
+_NOT_FOR_COMMANDS = {
+    "options": "a program is told by its arguments and by env",
+    "pools": "a program opens its own connections",
+}
+_NOT_BEFORE = (
+    "count",
+    "restart",
+    "max_restarts",
+    "restart_window",
+    "backoff",
+    "backoff_max",
+    "on_failed",
+    "notify",
+    "ready_timeout",
+    "min_ready_time",
+    "surge",
+    "max_age",
+)
 _PUBLIC = "may be read by everybody on this machine"
 
 
@@ -351,20 +370,43 @@ class _Reading:
         values, given = table.values, table.given
         work = [each for each in _WORK if each in given]
         if not work:
-            self.problem(path, 'needs run = "module:function"')
+            self.problem(path, 'needs run = "module:function", or command = ["program"]')
         for other in work[1:]:
             self.problem(
                 table.at(other),
                 f"stands beside {work[0]}; a group has exactly one of {', '.join(_WORK)}",
             )
+        self.check_command(table)
+        if values.get("before"):
+            self.check_before(table)
         if "pools" not in given:
-            values["pools"] = tuple(pools)
+            values["pools"] = () if "command" in given else tuple(pools)
         self.check_names(values.get("pools", ()), table.at("pools"), pools)
         backoff, most = values.get("backoff"), values.get("backoff_max")
         if backoff is not None and most is not None and backoff > most:
             at = table.at("backoff" if "backoff" in given else "backoff_max")
             self.problem(at, f"backoff ({backoff:g}s) must not be above backoff_max ({most:g}s)")
         return table
+
+    def check_command(self, table: _Table) -> None:
+        """Note what a command cannot have, and what only a command can."""
+        if "command" in table.given:
+            wrong = {key: f"is for run; {remedy}" for key, remedy in _NOT_FOR_COMMANDS.items()}
+        else:
+            wrong = dict.fromkeys(("notify", "stop_signal"), "is for a command")
+        self.check_absent(table, wrong)
+
+    def check_before(self, table: _Table) -> None:
+        """Note what makes no sense for what runs once, before the others."""
+        message = "makes no sense with before: it runs once, to its end"
+        self.check_absent(table, dict.fromkeys(_NOT_BEFORE, message))
+        table.values["restart"] = Restart.NEVER
+
+    def check_absent(self, table: _Table, wrong: Mapping[str, str]) -> None:
+        """Note each key that was given, is good by itself, and does not belong there."""
+        for key, message in wrong.items():
+            if key in table.given and key in table.values:
+                self.problem(table.at(key), message)
 
     def check_names(self, names: Sequence[str], path: KeyPath, known: Collection[str]) -> None:
         """Note which pools of a group do not exist, or come twice."""

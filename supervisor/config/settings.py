@@ -89,12 +89,17 @@ class PoolSettings:
 class GroupSettings:
     """[workers.NAME]: a group of equal workers. Durations in seconds.
 
-    `pools` is in the order of the file, and complete where the key is absent. `env` and `options`
+    What its workers do is `run`, or `command` where that is not empty. `pools` is in the order of
+    the file, and complete where the key is absent; a command has none. `env` and `options`
     may hold secrets and are in no repr. They are not to be changed.
     """
 
     name: str
-    run: str = field(metadata=_by(read.entry_point))
+    run: str = field(default="", metadata=_by(read.entry_point))
+    command: tuple[str, ...] = field(default=(), metadata=_by(read.command))
+    notify: bool = field(default=False, metadata=_by(read.flag))
+    stop_signal: str = field(default="SIGTERM", metadata=_by(read.stop_signal))
+    before: bool = field(default=False, metadata=_by(read.flag))
     count: int = field(default=1, metadata=_by(read.whole(0, 10_000)))
     pools: tuple[str, ...] = field(metadata=_by(read.array(read.text)))  # default: all
     restart: Restart = field(default=Restart.ALWAYS, metadata=_by(read.member(Restart)))
@@ -175,8 +180,6 @@ class Later(NamedTuple):
     lacks: str
 
 
-_COMMAND = "there are no commands as workers yet"
-
 SOCKETS_LACK = "there are no shared sockets yet"
 SOCKET_KEYS: dict[str, read.Reader] = {"listen": read.socket_address}
 
@@ -189,8 +192,6 @@ LATER: dict[type, dict[str, Later]] = {
     PoolSettings: {},
     GroupSettings: {
         "app": Later(read.entry_point, None, "there are no ASGI or WSGI workers yet"),
-        "command": Later(read.array(read.text, least=1), None, _COMMAND),
-        "notify": Later(read.flag, False, _COMMAND),
         "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
         "sockets": Later(read.array(read.text), (), SOCKETS_LACK),
     },

@@ -61,6 +61,17 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 
+# What programs take as a request to end. SIGKILL is what comes after the grace.
+_STOP_SIGNALS = (
+    "SIGTERM",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGHUP",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGWINCH",
+    "SIGABRT",
+)
 _SCHEMES = ("sqlite", "postgresql", "mysql", "redis", "rediss")
 _ALIASES = {"postgres": "postgresql", "mariadb": "mysql"}
 
@@ -155,6 +166,18 @@ def name(value: object) -> str:
             f"beginning with a letter or digit, not {shown(value)}"
         )
     return word
+
+
+def command(value: object) -> tuple[str, ...]:
+    """Read a program and its arguments, which may be empty strings."""
+    words: tuple[str, ...] = array(_argument, least=1)(value)
+    if not words[0]:
+        raise Unfit(inside=[((0,), "must be the name of a program")])
+    return words
+
+
+def _argument(value: object) -> str:
+    return "" if value == "" else text(value)
 
 
 def flag(value: object) -> bool:
@@ -286,6 +309,14 @@ def entry_point(value: object) -> str:
             f'expected "module:function" as in "workers.jobs:run", not {shown(value)}{hint}'
         )
     return word
+
+
+def stop_signal(value: object) -> str:
+    """Read the name of a signal that a program can be told to stop by."""
+    if not isinstance(value, str) or value not in _STOP_SIGNALS:
+        hint = did_you_mean(value, _STOP_SIGNALS) if isinstance(value, str) else ""
+        raise Unfit(f'expected the name of a signal such as "SIGTERM", not {shown(value)}{hint}')
+    return str(value)
 
 
 def address(value: object) -> str:

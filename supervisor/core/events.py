@@ -29,6 +29,7 @@ __all__ = [
     "TimePassed",
     "WorkerAcknowledged",
     "WorkerBorn",
+    "WorkerDelayed",
     "WorkerDrained",
     "WorkerEvent",
     "WorkerExited",
@@ -87,6 +88,13 @@ class WorkerRegistered(WorkerEvent):
 @dataclass(frozen=True, slots=True)
 class WorkerReady(WorkerEvent):
     """It says that it serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDelayed(WorkerEvent):
+    """It asks for so many seconds from now on to become ready; a number above 0."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +267,7 @@ WorkerReport = (
     | WorkerNotBorn
     | WorkerRegistered
     | WorkerReady
+    | WorkerDelayed
     | WorkerAcknowledged
     | WorkerDrained
     | WorkerFailed

@@ -51,7 +51,7 @@ from typing import Any, assert_never
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core import snapshot
-from supervisor.core.causes import OomKills
+from supervisor.core.causes import Cause, OomKills
 from supervisor.core.group import Group, Slot
 from supervisor.core.lifecycle import State
 from supervisor.core.roll import Failure
@@ -141,8 +141,9 @@ class Fleet:
     def start(self, now: float) -> list[ac.Action]:
         """Return what brings up every group. Called once, before anything else."""
         self._measured_at = now
-        for slot in self._slots():
-            self._spawn(slot, now)
+        if not self._rolls.prepare_start(now):
+            for slot in self._slots():
+                self._spawn(slot, now)
         self._note_readiness()
         return self._take()
 
@@ -219,8 +220,9 @@ class Fleet:
             self._next_id(spec.name),
             spec.name,
             generation,
-            ready_timeout=spec.ready_timeout,
             hang_timeout=spec.hang_timeout,
+            ready_timeout=NEVER if spec.before else spec.ready_timeout,
+            stop_signal=spec.stop_signal,
             terms=self._terms,
             now=now,
             outbox=self._outbox,
@@ -291,6 +293,7 @@ class Fleet:
 
     def _group_failed(self, group: Group, last: Worker, now: float) -> None:
         due = group.breaker.due
+        group.told = None  # it does not wait any more: it has failed
         self.announce(
             "group.failed",
             **last.who,
@@ -307,6 +310,8 @@ class Fleet:
         if self._phase in (Phase.STOPPING, Phase.STOPPED):
             return
         for group in self._groups.values():
+            if group.failure:
+                continue
             outage, told = group.outage, group.told
             if outage is not None and (told is None or told.pool != outage.pool):
                 group.told = outage
@@ -316,8 +321,7 @@ class Fleet:
                 )
             elif outage is None and told is not None:
                 group.told = None
-                if not group.failure:
-                    self._announce_recovered(group, "waiting", now - group.waiting_since, told.pool)
+                self._announce_recovered(group, "waiting", now - group.waiting_since, told.pool)
 
     def _announce_recovered(self, group: Group, was: str, seconds: float, pool: str = "") -> None:
         self.announce(
@@ -389,6 +393,23 @@ class Fleet:
     def give_up(self, worker: Worker, now: float) -> None:
         """Cancel a worker that is not wanted any more."""
         worker.cancel(self._terms.notice(now, "not wanted any more"), now)
+
+    def start_failed(self, failure: Failure, now: float) -> None:
+        """End: what had to run before the others has failed, so there is nobody to keep."""
+        name = failure.worker.rpartition("-")[0]
+        group = self._groups.get(name)
+        if group is not None:
+            reason = f"{failure.worker}: {failure.error}"
+            group.breaker.open(reason, Cause.STARTUP, group.spec.policy, now, final=True)
+        self.announce(
+            "group.failed",
+            worker=failure.worker,
+            group=name,
+            reason=failure.error,
+            cause=Cause.STARTUP.value,
+            next_try_seconds=None,
+        )
+        self._stop(f"group {name} has failed", self._terms.notice(now, "stop"), now)
 
     def has_workers_of(self, generation: int) -> bool:
         """Tell whether a worker of this generation has not ended."""

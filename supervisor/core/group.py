@@ -118,6 +118,7 @@ class Group:
         self.waiting: dict[Slot, Outage] = {}
         self.told: Outage | None = None  # what it waits for, as it was announced; written by Fleet
         self.waiting_since = 0.0  # written by Fleet
+        self.is_waiting = False  # what has to run before it is not done yet; written by Rolls
         self.was_ready = False  # it has been complete once; written by note_readiness
         self._gates = gates
         self._start = gates.of_a_start()  # what those wait behind whose start fails
@@ -144,11 +145,19 @@ class Group:
         return sum(slot.is_ready for slot in self.slots)
 
     @property
+    def expected(self) -> int:
+        """How many workers are to serve: of those that run before the others none, when done."""
+        done = sum(slot.finished for slot in self.slots) if self.spec.before else 0
+        return self.spec.count - done
+
+    @property
     def state(self) -> str:
         """The word that `status` has for this group."""
         if self.failure:
             return "failed"
-        if self.ready >= self.spec.count:
+        if self.is_waiting:
+            return "waiting"
+        if self.ready >= self.expected:
             return "ready"
         if self.waiting:
             return "waiting"

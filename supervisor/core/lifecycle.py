@@ -103,6 +103,7 @@ TRANSITIONS: Mapping[State, _Reports] = {
         ev.WorkerReady: _S.READY,
         ev.WorkerUnreachable: _S.REGISTERED,
         ev.WorkerReachable: _S.REGISTERED,
+        ev.WorkerDelayed: _S.REGISTERED,
         ev.WorkerLeaving: _S.REGISTERED,
         ev.WorkerFailed: _S.FAILING,
         **_DRAINS,

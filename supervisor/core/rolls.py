@@ -5,6 +5,8 @@ what has not proved itself, and the newest reload begins when it has come to res
 have not begun are dropped. Restarts and scaling wait for their turn, and a scaling that waits is
 dropped for a reload that is asked for later: the file wins.
 
+    PREPARING: the new generation's groups with `before` run to their end; one fails  -->  reload.rejected
+       |
     ROLLING  -- all slots have been replaced -->  COMMITTED: the new generation is in force, whoever
        |                                          it has no place for is dismissed  -->  reload.done
        |  a replacement fails, or the new code uses up the restarts of its group
@@ -15,6 +17,9 @@ dropped for a reload that is asked for later: the file wins.
 A reload can be superseded until its commit, on its way back too: the only way out when the generation
 in force does not come up any more. Then the slots hold workers of several generations, and each goes
 on: the next reload takes all of them along, and its way back leads to the generation in force.
+
+A start prepares in the same way. Until that is done nobody else is spawned; a reload can supersede it,
+and then has to start the fleet. When it fails, the supervisor ends.
 
 A slot is restarted by the ordinary rules from the generation that it has got to; on the way back, from
 the one in force. A generation is retired when it is neither in force nor about to be, no slot would be
@@ -35,6 +40,7 @@ from enum import Enum, auto
 from typing import Any, Protocol, assert_never
 
 from supervisor.core import events as ev
+from supervisor.core.before import Before
 from supervisor.core.group import Group, Slot
 from supervisor.core.roll import Failure, Ground, Progress, Roll
 from supervisor.core.slowstart import Gates
@@ -56,6 +62,9 @@ class FleetGround(Ground, Protocol):
     def take_force(self, request: ev.ReloadRequested | ev.SettingsChanged) -> None:
         """Let the terms of a request be in force."""
 
+    def start_failed(self, failure: Failure, now: float) -> None:
+        """The start goes no further."""
+
     def has_workers_of(self, generation: int) -> bool:
         """Tell whether a worker of this generation has not ended."""
 
@@ -63,6 +72,7 @@ class FleetGround(Ground, Protocol):
 class _Stage(Enum):
     """How far a reload has come."""
 
+    PREPARING = auto()
     ROLLING = auto()
     GOING_BACK = auto()
     COMMITTED = auto()
@@ -85,7 +95,10 @@ class Rolls:
         self._reload: ev.ReloadRequested | None = None  # what the roll under way carries out
         self._stage = _Stage.ROLLING  # of that reload
         self._failure: Failure | None = None  # why it goes back
+        self._is_rejected = False  # it goes back before it has replaced anybody
         self._target = ""  # of a restart or a scaling: what was asked for
+        self._has_begun = True  # the fleet has been started; False while that is prepared
+        self._is_prepared = True  # what runs before the generation in force has been done
         self._next: ev.ReloadRequested | None = None
         self._queue: deque[ev.Request] = deque()
         self._generations = {1}  # those that have not been retired
@@ -115,6 +128,51 @@ class Rolls:
     def progress(self) -> Progress | None:
         """Return how far the roll under way has come."""
         return None if self._roll is None else self._roll.progress()
+
+    # --- the start ---------------------------------------------------------------------------------
+
+    def prepare_start(self, now: float) -> bool:
+        """Run what comes before everything else; False when there is nothing of the kind."""
+        slots = [
+            slot for group in self._groups.values() if group.spec.before for slot in group.slots
+        ]
+        if not slots:
+            return False
+        self._has_begun = self._is_prepared = False
+        for group in self._groups.values():
+            group.is_waiting = not group.spec.before
+        self._roll = Before("start", self.generation, slots, self._ground)
+        self._roll.advance(now)
+        return True
+
+    def _prepared(self, roll: Before, now: float) -> None:
+        """Draw the conclusion of what had to come before the others."""
+        request = self._reload
+        if request is None:
+            if roll.failure is not None:
+                self._ground.start_failed(roll.failure, now)
+            elif self._next is None:
+                self._is_prepared = True
+                self._begin_to_serve()
+                self._refill(now)
+        elif roll.failure is None and self._next is None:
+            self._begin_rolling(request, now)
+        elif roll.failure is None or self._next is not None:
+            self._failure = roll.failure
+            self._take_back()
+            self._conclude_reload("reload.superseded", request.generation)
+        elif self._is_prepared:
+            self._is_rejected = True
+            self._go_back(roll.failure, now)  # from what a reload that it has superseded has begun
+        else:
+            self._failure = roll.failure
+            self._conclude_rejected(request)
+            self._ground.start_failed(roll.failure, now)
+
+    def _begin_to_serve(self) -> None:
+        self._has_begun = True
+        for group in self._groups.values():
+            group.is_waiting = False
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -214,15 +272,28 @@ class Rolls:
     # --- reloads -----------------------------------------------------------------------------------
 
     def _begin_reload(self, request: ev.ReloadRequested, now: float) -> None:
-        slots: list[Slot] = []
-        for spec in request.groups:
-            group = self._groups.get(spec.name) or self._add(spec, request.generation)
-            group.next_spec = spec
-            group.grow(spec.count, request.generation, is_provisional=True)
-            slots += [slot for slot in group.slots[: spec.count] if not slot.is_done]
         self._reload = request
-        self._stage = _Stage.ROLLING
         self._failure = None
+        slots = [s for spec in request.groups if spec.before for s in self._join(spec, request)]
+        if not slots:
+            self._begin_rolling(request, now)
+            return
+        self._stage = _Stage.PREPARING
+        self._roll = Before("reload", request.generation, slots, self._ground)
+        self._roll.advance(now)
+
+    def _join(self, spec: GroupSpec, request: ev.ReloadRequested) -> list[Slot]:
+        """Let a group be part of a reload; return its slots."""
+        group = self._groups.get(spec.name) or self._add(spec, request.generation)
+        group.next_spec = spec
+        group.grow(spec.count, request.generation, is_provisional=True)
+        return group.slots[: spec.count]
+
+    def _begin_rolling(self, request: ev.ReloadRequested, now: float) -> None:
+        self._begin_to_serve()
+        slots = [s for spec in request.groups if not spec.before for s in self._join(spec, request)]
+        slots = [slot for slot in slots if not slot.is_done]
+        self._stage = _Stage.ROLLING
         self._roll = Roll("reload", request.generation, slots, self._ground)
         reason = {"reason": request.reason} if request.reason else {}
         self._ground.announce(
@@ -239,25 +310,40 @@ class Rolls:
         """Draw the conclusion of a roll that is over."""
         self._roll = None
         request = self._reload
-        if request is None:
+        if isinstance(roll, Before):
+            self._prepared(roll, now)
+        elif request is None:
             self._conclude_in_place(roll, now)
         elif self._stage is _Stage.COMMITTED:
             self._conclude_reload("reload.done", request.generation)
         elif self._next is not None:
             self._failure = self._failure or roll.failure
             self._conclude_reload("reload.superseded", request.generation)
+        elif self._stage is _Stage.GOING_BACK and self._is_rejected:
+            self._conclude_rejected(request)
         elif self._stage is _Stage.GOING_BACK:
             self._conclude_reload(
                 "reload.rolled_back", self.generation, failed_generation=request.generation
             )
-        elif roll.failure is not None:
+        elif roll.failure is not None and self._is_prepared:
             self._go_back(roll.failure, now)
+        elif roll.failure is not None:
+            self._give_up_start(request, roll.failure, now)
         else:
             self._commit(request, roll, now)
+
+    def _give_up_start(self, request: ev.ReloadRequested, failure: Failure, now: float) -> None:
+        """End: a reload has superseded the start, so nobody can go back to what was before."""
+        self._failure = failure
+        self._conclude_reload(
+            "reload.rolled_back", self.generation, failed_generation=request.generation
+        )
+        self._ground.start_failed(failure, now)
 
     def _commit(self, request: ev.ReloadRequested, roll: Roll, now: float) -> None:
         """Let the new generation be in force, and dismiss whom it has no place for."""
         self._stage = _Stage.COMMITTED
+        self._is_prepared = True
         self._roll = roll  # it waits for those, too
         self._dismiss(self._take_away_surplus(request), roll, now)
         self.generation = request.generation
@@ -282,18 +368,29 @@ class Rolls:
         """Take away what was added, and replace by the generation in force what was replaced."""
         self._stage = _Stage.GOING_BACK
         self._failure = failure
-        added = [slot for group in self._groups.values() for slot in group.revert(self.generation)]
-        for name in [name for name, group in self._groups.items() if group.is_provisional]:
-            del self._groups[name]
+        added = self._take_back()
         strayed = [slot for slot in self._slots() if slot.has_strayed]
         self._roll = Roll("reload", self.generation, strayed, self._ground, persists=True)
         self._dismiss(added, self._roll, now)
         self._refill(now)
         self._roll.advance(now)
 
+    def _take_back(self) -> list[Slot]:
+        """Take away what a reload has added; return the slots among that."""
+        added = [slot for group in self._groups.values() for slot in group.revert(self.generation)]
+        for name in [name for name, group in self._groups.items() if group.is_provisional]:
+            del self._groups[name]
+        return added
+
+    def _conclude_rejected(self, request: ev.ReloadRequested) -> None:
+        assert self._failure is not None
+        reason = f"{self._failure.worker}: {self._failure.error}"
+        self._conclude_reload("reload.rejected", request.generation, reason=reason)
+
     def _conclude_reload(self, event: str, generation: int, **fields: Any) -> None:
         failure = self._failure
         self._reload = self._failure = None
+        self._is_rejected = False
         if failure is not None:
             fields |= {
                 "worker": failure.worker,

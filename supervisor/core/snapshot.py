@@ -30,8 +30,9 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """One group. `finished` workers ended as they should and are not replaced.
+    """One group. `count` workers are to serve now.
 
+    Those that are `finished` ended as they should, and are not replaced.
     `next_restart` is when somebody is tried there next, None where that depends on another's success.
     `cause` is why it has failed, waits or restarts, "" where it does none of these.
     """
@@ -83,7 +84,7 @@ def of_group(group: Group, ready: int) -> GroupSnapshot:
         dues.append(group.breaker.due)
     return GroupSnapshot(
         name=group.spec.name,
-        count=group.spec.count,
+        count=group.expected,
         ready=ready,
         state=group.state,
         restarts=sum(slot.restarts for slot in group.slots),

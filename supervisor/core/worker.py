@@ -121,6 +121,7 @@ class Worker:
         generation: of the code that it runs.
         ready_timeout: seconds from its spawn until it must be ready.
         hang_timeout: seconds that one of its jobs may take, 0: as long as it likes.
+        stop_signal: by which it may end when it is told to end.
         terms: how much time it has to end.
         now: when its spawn was asked for.
         outbox: where actions are put.
@@ -135,6 +136,7 @@ class Worker:
         "_outbox",
         "_overdue",
         "_ready_timeout",
+        "_stop_signal",
         "_terms",
         "_watched_since",
         "by_memory",
@@ -163,6 +165,7 @@ class Worker:
         *,
         ready_timeout: float,
         hang_timeout: float,
+        stop_signal: int,
         terms: Terms,
         now: float,
         outbox: list[ac.Action],
@@ -191,6 +194,7 @@ class Worker:
         self._watched_since = now  # no job's clock begins before that
         self._halted = ""  # why its process did not run when it was seen last
         self._overdue: tuple[JobSeen, ...] = ()  # what was in flight when it became suspect
+        self._stop_signal = stop_signal
         self._terms = terms
         self._outbox = outbox
 
@@ -230,6 +234,8 @@ class Worker:
                 self._registered(now)
             case ev.WorkerReady():
                 self._ready(now)
+            case ev.WorkerDelayed():
+                self.due = max(self.due, now + report.seconds)
             case ev.WorkerAcknowledged():
                 self._acknowledged(now)
             case ev.WorkerDrained():
@@ -331,7 +337,9 @@ class Worker:
     def _exited(self, report: ev.WorkerExited, now: float) -> None:
         self.history[Step.EXITED] = now
         self.due = NEVER
-        self.failed = bool(report.code) or report.signal is not None or bool(self.fault)
+        did_as_told = Step.CANCELLED in self.history and report.signal == self._stop_signal
+        died = report.signal is not None and not did_as_told
+        self.failed = bool(report.code) or died or bool(self.fault)
         self.cause = cause_of(
             failed=self.failed,
             was_ready=Step.READY in self.history,

@@ -31,28 +31,29 @@ REPORTS: list[ev.WorkerEvent] = [
     ev.WorkerReachable("w", "main"),
     ev.WorkerExited("w", code=0),
     ev.WorkerSeen("w"),
+    ev.WorkerDelayed("w", 1.0),
 ]
 
 # The table once more, in another shape: a change of one must be a change of both.
 # Columns as in REPORTS; "." is ignored, "=" is heard and changes nothing.
 EXPECTED = """
-            born     not_born registered  ready acknowledged drained failed  leaving stacks unreach. reach. exited seen
-SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .        .      .      .
-DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .      .
-ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .      .
-STARTING    .        .        REGISTERED  .     .            .       .       =       .      .        .      EXITED .
-REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      =        =      EXITED .
-READY       .        .        .           .     .            DRAINED FAILING =       .      =        =      EXITED =
-SUSPECT     .        .        .           .     .            DRAINED FAILING =       =      =        =      EXITED .
-FAILING     .        .        .           .     .            DRAINED .       =       .      .        .      EXITED .
-CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED .
-EVICTED     .        .        TERMINATING .     .            .       .       .       .      .        .      EXITED .
-TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED .
-DRAINING    .        .        .           .     .            DRAINED =       .       .      .        .      EXITED .
-DRAINED     .        .        .           .     .            .       .       .       .      .        .      EXITED .
-DUMPING     .        .        .           .     .            .       .       .       =      .        .      EXITED .
-KILLED      .        .        .           .     .            .       .       .       .      .        .      EXITED .
-EXITED      .        .        .           .     .            .       .       .       .      .        .      .      .
+            born     not_born registered  ready acknowledged drained failed  leaving stacks unreach. reach. exited seen delayed
+SPAWNING    STARTING EXITED   .           .     .            .       .       .       .      .        .      .      .    .
+DOOMED      EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .      .    .
+ABANDONED   EVICTED  EXITED   .           .     .            .       .       .       .      .        .      .      .    .
+STARTING    .        .        REGISTERED  .     .            .       .       =       .      .        .      EXITED .    .
+REGISTERED  .        .        .           READY .            DRAINED FAILING =       .      =        =      EXITED .    =
+READY       .        .        .           .     .            DRAINED FAILING =       .      =        =      EXITED =    .
+SUSPECT     .        .        .           .     .            DRAINED FAILING =       =      =        =      EXITED .    .
+FAILING     .        .        .           .     .            DRAINED .       =       .      .        .      EXITED .    .
+CANCELLING  .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED .    .
+EVICTED     .        .        TERMINATING .     .            .       .       .       .      .        .      EXITED .    .
+TERMINATING .        .        .           .     DRAINING     DRAINED =       .       .      .        .      EXITED .    .
+DRAINING    .        .        .           .     .            DRAINED =       .       .      .        .      EXITED .    .
+DRAINED     .        .        .           .     .            .       .       .       .      .        .      EXITED .    .
+DUMPING     .        .        .           .     .            .       .       .       =      .        .      EXITED .    .
+KILLED      .        .        .           .     .            .       .       .       .      .        .      EXITED .    .
+EXITED      .        .        .           .     .            .       .       .       .      .        .      .      .    .
 """
 
 # The same for decisions; "!" is a bug.

@@ -98,6 +98,13 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "pools.main.budget": [("80", 80), ("2", 2)],
     "pools.main.min": [("1", 1), ("10", 10)],
     "workers.jobs.run": [('"a.b:c.d"', "a.b:c.d"), ('"über:läufer"', "über:läufer")],
+    "workers.jobs.command": [
+        ('["prog"]', ("prog",)),
+        ('["./bin/prog", "", "$HOME"]', ("./bin/prog", "", "$HOME")),
+    ],
+    "workers.jobs.notify": [("true", True), ("false", False)],
+    "workers.jobs.stop_signal": [('"SIGTERM"', "SIGTERM"), ('"SIGQUIT"', "SIGQUIT")],
+    "workers.jobs.before": [("true", True), ("false", False)],
     "workers.jobs.count": [("0", 0), ("4", 4), ("10_000", 10_000), ("0x10", 16)],
     "workers.jobs.pools": [('["main"]', ("main",)), ("[]", ())],
     "workers.jobs.restart": [(f'"{each.value}"', each) for each in Restart],
@@ -169,6 +176,10 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.run": NO_ENTRY,
     "workers.jobs.count": [*NO_COUNT, "10_001"],
     "workers.jobs.pools": ['"main"', "[1]", '["mian"]', '["main", "main"]'],
+    "workers.jobs.command": ["[]", '"prog"', "[1]", '[""]', '["prog", 1]', '["a\\u0000b"]'],
+    "workers.jobs.notify": ['"yes"', "1"],
+    "workers.jobs.stop_signal": ['"TERM"', '"SIGKILL"', '"SIGSTOP"', "15", "[]"],
+    "workers.jobs.before": ['"yes"', "1"],
     "workers.jobs.restart": ['"sometimes"', '"on_failure"', "true"],
     "workers.jobs.max_restarts": [*NO_COUNT, "1_000_001"],
     "workers.jobs.restart_window": NO_WAIT,
@@ -190,15 +201,11 @@ NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     # key: (a good value, bad values, values that mean off)
     "supervisor.listen": ('"127.0.0.1:9464"', ['"9464"', '"::1:80"', '"a:70000"', "9464"], ['""']),
     "supervisor.region": ('"eu-west"', ["3", '"eu west"'], ['""']),
-    "workers.jobs.notify": ("true", ['"yes"', "1"], ["false"]),
-    "workers.jobs.hang_timeout": ('"60s"', NO_DURATION, ['"0"', "0"]),
-    "workers.jobs.max_rss": ('"1GiB"', ['"1GB"', "-1", "true", '"2000TiB"'], ['"0"', "0"]),
     "workers.jobs.user": ('"app"', ["0"], ['""']),
     "workers.jobs.sockets": ('["web"]', ['"web"', "[1]"], ["[]"]),
 }
 INSTEAD_OF_RUN = {
     "workers.jobs.app": ('"mysite.web:app"', NO_ENTRY),
-    "workers.jobs.command": ('["prog", "--flag"]', ["[]", '"prog"', "[1]", '[""]']),
 }
 
 
@@ -207,7 +214,9 @@ def document(key: str, value: str) -> str:
     table, _, name = key.rpartition(".")
     tables = {"pools.main": POOL, "workers.jobs": GROUP}
     head = tables.pop(table, f"[{table}]\n")
-    if name in {"url", "run", "app", "command"}:
+    if name in {"notify", "stop_signal"}:
+        head = f'[{table}]\ncommand = ["prog"]\n'
+    elif name in {"url", "run", "app", "command"}:
         head = f"[{table}]\n"
     elif key == "pools.main.min":
         head += "budget = 80\n"
@@ -271,7 +280,7 @@ def test_a_key_without_effect_is_refused(read: Read, refused: Refused, key: str)
 
 @pytest.mark.parametrize("key", INSTEAD_OF_RUN)
 def test_other_kinds_of_work_are_refused(refused: Refused, key: str) -> None:
-    """`app` and `command` stand for `run`, so nothing is missing beside their own refusal."""
+    """`app` stands for `run`, so nothing is missing beside its own refusal."""
     good, bad = INSTEAD_OF_RUN[key]
 
     assert [(key, True)] == [
@@ -329,6 +338,10 @@ def test_defaults(read: Read, tmp_path: Path) -> None:
     assert settings.groups["jobs"] == GroupSettings(
         name="jobs",
         run="workers.jobs:run",
+        command=(),
+        notify=False,
+        stop_signal="SIGTERM",
+        before=False,
         count=1,
         pools=("main",),
         restart=Restart.ALWAYS,
@@ -342,6 +355,44 @@ def test_defaults(read: Read, tmp_path: Path) -> None:
         options={},
     )
     assert settings.warnings == ()
+
+
+def test_a_command_has_no_pools_and_its_folder_is_the_files(read: Read) -> None:
+    """The pools of the file are not opened for a program, which could not use them."""
+    settings = read(POOL + '[workers.web]\ncommand = ["prog"]\n')
+
+    assert settings.groups["web"].pools == ()
+    assert settings.groups["web"].run == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ('command = ["a"]\npools = ["main"]', "pools"),
+        ('command = ["a"]\n[workers.a.options]\nx = 1', "options"),
+        ('run = "a:b"\nnotify = true', "notify"),
+        ('run = "a:b"\nstop_signal = "SIGINT"', "stop_signal"),
+        ('run = "a:b"\ncommand = ["a"]', "command"),
+        ('command = ["a"]\nbefore = true\ncount = 2', "count"),
+        ('command = ["a"]\nbefore = true\nrestart = "always"', "restart"),
+        ('command = ["a"]\nbefore = true\nnotify = true', "notify"),
+        ('command = ["a"]\nbefore = true\nsurge = 2', "surge"),
+    ],
+)
+def test_what_a_command_or_what_runs_before_cannot_have(
+    refused: Refused, lines: str, key: str
+) -> None:
+    """A key that would have no effect is refused where it stands."""
+    (problem,) = refused(f"{POOL}[workers.a]\n{lines}\n")
+
+    assert problem.key == f"workers.a.{key}"
+
+
+def test_what_runs_before_is_never_restarted(read: Read) -> None:
+    """Its policy says so without being told."""
+    (group,) = read('[workers.a]\nrun = "a:b"\nbefore = true\n').groups.values()
+
+    assert group.policy.restart is Restart.NEVER
 
 
 def test_a_budget_that_cannot_fit_is_refused_with_the_arithmetic(

@@ -42,6 +42,7 @@ def worker_with(jobs: Ledger | None) -> Worker:
         options={},
         pools={},
         log=None,
+        on_delay=lambda _seconds: None,
         on_ready=lambda: None,
         jobs=jobs,
     )

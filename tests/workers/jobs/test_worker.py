@@ -69,6 +69,7 @@ class Running:
             pools={"main": self.pool},
             log=self.log,
             on_ready=self.ready.set,
+            on_delay=lambda _seconds: None,
         )
         self.thread = threading.Thread(target=self._run, name="runs-jobs")
 
