@@ -13,6 +13,9 @@ from supervisor.core.fleet import GroupSpec
 from supervisor.processes import Recipe
 
 
+SERVER = "workers.web:serve"  # what runs an application
+
+
 def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
     """Return what the template of a group's workers imports; groups of equal `env` share one."""
     sharing = [other for other in settings.groups.values() if other.env == group.env]
@@ -34,6 +37,8 @@ def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
 
 def _entry_points(group: GroupSettings) -> list[str]:
     """Return what a group's workers import: their code, and the handler where that is an option."""
+    if group.app:
+        return [group.app, SERVER]
     handler = group.options.get("handler")
     return [group.run, handler] if isinstance(handler, str) and ":" in handler else [group.run]
 
@@ -89,6 +94,8 @@ def assignment(
         abort_margin=settings.supervisor.abort_margin,
         options=rules.options,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
+        app=rules.app,
+        sockets=rules.sockets,
     )
 
 

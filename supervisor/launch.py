@@ -35,7 +35,8 @@ class Template:
         recipe: what it was told to import, a `processes.Recipe`; None while it is launched in advance.
         loaded: it has imported that, and forks.
         waiting: forks that were asked for before that: worker and frame.
-        outbox: frames that its socket could not take yet, each with a descriptor or -1.
+        outbox: frames that its socket could not take yet, each with a descriptor to be handed over
+            (or -1) and the sockets of which copies go along.
     """
 
     __slots__ = ("control", "loaded", "outbox", "pid", "pidfd", "recipe", "waiting")
@@ -47,7 +48,7 @@ class Template:
         self.recipe: Any = None
         self.loaded = False
         self.waiting: list[tuple[str, bytes]] = []
-        self.outbox: deque[tuple[bytes, int]] = deque()
+        self.outbox: deque[tuple[bytes, int, tuple[socket.socket, ...]]] = deque()
 
 
 def launch_template() -> Template:

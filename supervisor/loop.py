@@ -38,6 +38,7 @@ from supervisor.processes import (
     reserve_descriptors,
 )
 from supervisor.signals import Signals
+from supervisor.sockets import PATIENCE, Sockets
 from supervisor.status import Reports, group_status, worker_status
 
 FOLLOWERS_BATCH = 500  # events
@@ -69,7 +70,8 @@ class Supervisor:
 
     Raises:
         AlreadyRunningError: a supervisor of this name runs.
-        ConfigError: `runtime_dir` cannot be used.
+        AddressInUseError: others listen where it is to.
+        ConfigError: `runtime_dir` or a socket's address cannot be used.
         SpawnError: the operating system does not allow that many workers.
     """
 
@@ -90,10 +92,14 @@ class Supervisor:
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
-        reserve_descriptors(sum(group.count for group in settings.groups.values()))
+        reserve_descriptors(
+            sum(group.count for group in settings.groups.values()), len(settings.sockets)
+        )
         self._signals = Signals()
         self._processes = Processes(spare)
         self._control = Control(runtime_dir, self._dropped)
+        self._sockets = Sockets(os.environ, os.getpid())
+        self._say_where(self._sockets.open(1, settings, PATIENCE))
         self._journal = Journal()
         self._fleet = Fleet(
             group_specs(settings),
@@ -373,6 +379,7 @@ class Supervisor:
         """Read the configuration again and begin the roll; return what is wrong, "" for nothing."""
         try:
             settings = self._reread()
+            self._say_where(self._sockets.open(self._last_generation + 1, settings))
         except ConfigError as exc:
             self._announce(ac.Announce("reload.rejected", {"reason": str(exc)}))
             return str(exc)
@@ -420,6 +427,8 @@ class Supervisor:
         if self._settings is before:
             return
         self._counts.clear()  # the file says otherwise
+        for problem in self._sockets.adjust(self._settings):
+            self._log.warning("socket.not_adjusted", problem=str(problem))
         for name in before.pools.keys() | self._settings.pools.keys():
             old, new = (
                 settings.pools[name].budget if name in settings.pools else None
@@ -432,6 +441,7 @@ class Supervisor:
     def _retire(self, generation: int) -> None:
         """Let go of a generation that no worker will be spawned from any more."""
         self._processes.retire(generation)
+        self._sockets.retire(generation)
         del self._generations[generation]
         self._rebudget()
 
@@ -541,6 +551,7 @@ class Supervisor:
                 action.worker,
                 recipe(settings, settings.groups[action.group], action.generation),
                 protocol.Fork(told),
+                self._sockets.of(action.generation, told.sockets),
             )
         except SpawnError as exc:
             self._handle(ev.WorkerNotBorn(action.worker, str(exc)))
@@ -559,6 +570,9 @@ class Supervisor:
                 self._rebudget()
             case "supervisor.ready":
                 self._on_ready()
+            case "supervisor.stopping":
+                # Who connects from now on is refused at once, when the workers have closed theirs.
+                self._sockets.close()
             case _:
                 pass
 
@@ -567,6 +581,10 @@ class Supervisor:
         self._lending.forget(worker)
         self._reports.forget(worker)
         self._dumps_wanted.discard(worker)
+
+    def _say_where(self, listening: dict[str, str]) -> None:
+        for name, address in listening.items():
+            self._log.info("socket.listening", socket=name, address=address)
 
     def _dropped(self, reason: str, detail: str, times: int) -> None:
         """Log what the control sockets drop: the first of a kind, then ever more seldom."""

@@ -153,7 +153,11 @@ class Load(Message, frozen=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a new worker is told: who it is, whom it answers, what it runs, with what."""
+    """All that a new worker is told: who it is, whom it answers, what it runs, with what.
+
+    It runs `run`, or serves the application `app`. `sockets` names the listening sockets whose
+    descriptors travel beside the message, in this order.
+    """
 
     worker: str
     group: str
@@ -166,10 +170,15 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     abort_margin: float
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
+    app: str = ""
+    sockets: tuple[str, ...] = ()
 
 
 class Fork(Message, frozen=True):
-    """Make one worker. Its lifeline (one end of a socket pair) travels beside the message."""
+    """Make one worker.
+
+    Beside the message travel its lifeline (one end of a socket pair) and its listening sockets.
+    """
 
     assignment: Assignment
 

@@ -17,6 +17,7 @@ import asyncio
 import atexit
 import contextlib
 import faulthandler
+import functools
 import gc
 import importlib
 import inspect
@@ -26,8 +27,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
@@ -52,6 +54,9 @@ from workers.leases import Leases
 from workers.link import Link
 from workers.pool import Pool, drivers
 from workers.worker import Worker
+
+if TYPE_CHECKING:
+    import socket
 
 MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
@@ -95,13 +100,16 @@ def _stacks_written(_number: int, _frame: object) -> None:
     """Do nothing: faulthandler has written the stacks before it chained to this."""
 
 
-def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
+def live(
+    assignment: Assignment, lifeline: int, supervisor: int, sockets: Sequence[int]
+) -> NoReturn:
     """Be this worker, from the fork to the end of the process.
 
     Args:
         assignment: who it is and what it runs.
         lifeline: a socket whose other end is the supervisor's, until either ends.
         supervisor: the pid that must be this process's parent by now.
+        sockets: descriptors of the listening sockets that the assignment names, in its order.
     """
     code = 1
     try:
@@ -110,7 +118,7 @@ def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
             os._exit(1)  # it died while this process was made: nobody knows of it
         os.set_blocking(lifeline, False)
         os.write(lifeline, b"+")  # born; the kernel adds the pid
-        code = _Runtime(assignment, lifeline).run()
+        code = _Runtime(assignment, lifeline, sockets).run()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -124,7 +132,7 @@ def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
 class _Runtime:
     """One worker's process. Written by the main thread and the link's, as noted."""
 
-    def __init__(self, assignment: Assignment, lifeline: int) -> None:
+    def __init__(self, assignment: Assignment, lifeline: int, sockets: Sequence[int]) -> None:
         self._assignment = assignment
         self._lifeline = lifeline
         self._lock = threading.Lock()
@@ -159,6 +167,7 @@ class _Runtime:
             pools=self._pools,
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
+            sockets=_shared(assignment.sockets, sockets),
         )
 
     def run(self) -> int:
@@ -261,7 +270,7 @@ class _Runtime:
         try:
             for name, settings in self._assignment.pools.items():
                 self._pools[name] = self._open_pool(name, settings)
-            entry = _resolve(self._assignment.run)
+            entry = self._entry_point()
             if inspect.iscoroutinefunction(entry):
                 asyncio.run(entry(self._worker))
             else:
@@ -275,6 +284,14 @@ class _Runtime:
         except BaseException as exc:
             return self._fail(exc)
         return 0
+
+    def _entry_point(self) -> Callable[[Worker], Any]:
+        if not self._assignment.app:
+            return _resolve(self._assignment.run)
+        from workers import web
+
+        app = _resolve(self._assignment.app)
+        return functools.partial(web.serve, app=app, closing=self._closing)
 
     def _exit_code(self, exc: SystemExit) -> int:
         if exc.code is None or isinstance(exc.code, int):
@@ -367,6 +384,14 @@ class _Runtime:
             LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
         )
         return pool
+
+
+def _shared(names: Sequence[str], descriptors: Sequence[int]) -> Mapping[str, socket.socket]:
+    if not names:
+        return MappingProxyType({})
+    from workers.sockets import SharedSockets  # for those who have some only
+
+    return SharedSockets(dict(zip(names, descriptors, strict=True)))
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:

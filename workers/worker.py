@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from workers.context import Cancelled, Context
 from workers.pool import Pool
 from workers.waitgroup import WaitGroup
+
+if TYPE_CHECKING:
+    import socket
 
 _Outcome = Literal["done", "failed", "cancelled"]
 
@@ -98,7 +101,8 @@ class Worker:
         ctx: ends when work in flight is out of time (`abort_margin` before the stop's deadline).
         pools: its connection pools by name.
         options: the group's `options`, as they stand in the configuration.
-        sockets: shared listening sockets by name.
+        sockets: the group's listening sockets by name, each made when it is first asked for. All
+            workers accept from the same one; see `workers.sockets.SharedSocket`.
         wg: a WaitGroup for its threads and tasks; the worker is drained when it is empty.
         log: a structlog logger that names the worker in each line.
     """
@@ -113,6 +117,7 @@ class Worker:
         pools: dict[str, Pool],
         log: Any,
         on_ready: Callable[[], None],
+        sockets: Mapping[str, socket.socket] = MappingProxyType({}),
     ) -> None:
         self.id = id
         self.group = group
@@ -121,7 +126,7 @@ class Worker:
         self.accepting = self.ctx.with_cancel()
         self.options = options
         self.pools = MappingProxyType(pools)
-        self.sockets: Mapping[str, Any] = MappingProxyType({})
+        self.sockets = sockets
         self.wg = WaitGroup()
         self.log = log
         self._on_ready = on_ready

@@ -12,6 +12,7 @@ __all__ = [
     "LogSettings",
     "PoolSettings",
     "Settings",
+    "SocketSettings",
     "SupervisorSettings",
     "load",
     "locate",
@@ -24,6 +25,7 @@ from supervisor.config.settings import (
     LogSettings,
     PoolSettings,
     Settings,
+    SocketSettings,
     SupervisorSettings,
 )
 from supervisor.config.values import redacted
