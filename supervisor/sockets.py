@@ -28,7 +28,7 @@ from supervisor.errors import ConfigError, Problem
 FIRST_PASSED = 3  # sd_listen_fds(3): passed descriptors begin here
 # An address is often in use for a moment only, by what has just ended. A start waits that long.
 PATIENCE = 2.0
-_RETRY = 0.05
+_RETRY = 0.25  # each look at a unix socket is a connection there
 _LOCK_DUE = 1.0  # seconds in which another supervisor has looked at a folder
 
 _NEEDS_SYSTEMD = "is this process started through its .socket unit?"

@@ -39,6 +39,7 @@ from workers.worker import Worker
 LINGER = 1.0
 TICK = 1.0  # seconds; how old the Date of a response may be
 LOOK_AGAIN = 0.01  # seconds; while connections are waited for
+TURNS = 5  # of the event loop; from an accept to the protocol it takes three
 LAST_MOMENT = 0.25  # seconds for what has been cancelled
 MAX_NAME = 200  # characters of a job's name
 
@@ -149,6 +150,12 @@ class _Site:
 
     async def _wind_down(self) -> None:
         """Take nothing new, and wait for what is in flight; abort_at ends that."""
+        # Not closed at once: asyncio drops a connection that it has accepted when its server is
+        # closed before the protocol is made, two turns of the loop later.
+        for each in self._sockets:
+            asyncio.get_running_loop().remove_reader(each)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         for listener in self._server.servers:
             listener.close()
         for each in self._sockets:
@@ -206,17 +213,18 @@ def _connection_class(worker: Worker) -> type[asyncio.Protocol]:
         def on_response_complete(self) -> None:
             self.idle_since = self.loop.time()
             super().on_response_complete()
+            if worker.accepting.done:  # and the response had begun before, or it would be closed
+                self.shutdown()
 
         def shutdown(self) -> None:
-            is_idle = self.cycle is None or self.cycle.response_complete
+            if self.transport.is_closing() or not (
+                self.cycle is None or self.cycle.response_complete
+            ):
+                return  # its response says that it closes, or comes here when it is complete
             left = self.idle_since + LINGER - self.loop.time()
-            if is_idle and left > 0:
-                self.loop.call_later(left, self._shut_down)
+            if left > 0:
+                self.loop.call_later(left, self.shutdown)
             else:
-                self._shut_down()
-
-        def _shut_down(self) -> None:
-            if not self.transport.is_closing():
                 super().shutdown()
 
     return Connection
