@@ -12,7 +12,6 @@ from supervisor.core.budget import Tell
 from supervisor.core.fleet import GroupSpec
 from supervisor.processes import Recipe
 
-
 SERVER = "workers.web:serve"  # what runs an application
 
 

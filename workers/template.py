@@ -127,7 +127,9 @@ class _Template:
             elif isinstance(message, Load):
                 self._load(message)
             elif len(fds) != 1 + len(message.assignment.sockets):
-                _close(fds)  # we may have no more descriptors; its lifeline tells that it is not born
+                _close(
+                    fds
+                )  # we may have no more descriptors; its lifeline tells that it is not born
             else:
                 batch.append((message, fds))
                 held += len(fds)

@@ -99,7 +99,7 @@ def interface_of(app: Any) -> Literal["asgi", "wsgi"]:
     raise TypeError(
         "the app is neither an ASGI application, called with (scope, receive, send), nor a WSGI one, "
         f"called with (environ, start_response): it is of type {type(app).__name__} and takes "
-        f"({', '.join(needed)}); where it is one nevertheless, say so: interface = \"asgi\" or "
+        f'({", ".join(needed)}); where it is one nevertheless, say so: interface = "asgi" or '
         '"wsgi" in the options'
     )
 
@@ -368,7 +368,9 @@ class _Lifespan:
 
     async def _conclude(self, phase: str) -> None:
         assert self._task is not None
-        await asyncio.wait({self._task}, timeout=LAST_MOMENT)  # most frameworks tell, and then raise
+        await asyncio.wait(
+            {self._task}, timeout=LAST_MOMENT
+        )  # most frameworks tell, and then raise
         if self._task.done() and (raised := self._task.exception()) is not None and self._has_asked:
             raise raised
         if self._failure is not None:

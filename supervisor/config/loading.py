@@ -449,7 +449,9 @@ class _Reading:
         for name, table in sockets.items():
             listen = table.values.get("listen", "")
             if listen and not listen.endswith(":0") and first.setdefault(listen, name) != name:
-                self.problem(table.at("listen"), f"is the address of [sockets.{first[listen]}], too")
+                self.problem(
+                    table.at("listen"), f"is the address of [sockets.{first[listen]}], too"
+                )
             if name not in served:
                 self.warning(table.path, "no group names it in its sockets, so it is not opened")
 

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -124,7 +124,14 @@ class Clients:
             else:
                 self.answers[generation] += 1
 
-    def __enter__(self) -> Clients:
+    def wait_for(self, generation: str) -> None:
+        """Return when this generation has answered often, or somebody has not been answered."""
+        wait_until(
+            lambda: self.answers[generation] >= 20 or self.failures,
+            f"generation {generation} answers",
+        )
+
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -166,11 +173,8 @@ def roll_three_times(supervised: Supervised, address: Any) -> None:
             if generation != "1":
                 supervised.signal(signal.SIGHUP)
                 supervised.event("reload.done", generation=int(generation))
-            wait_until(
-                lambda now=generation: clients.answers[now] >= 20 or clients.failures,
-                f"generation {generation} answers",
-            )
-    assert [] == clients.failures
+            clients.wait_for(generation)
+    assert clients.failures == []
     assert {"1", "2", "3", "4"} == set(clients.answers)
 
 
@@ -178,7 +182,7 @@ def test_no_connection_is_lost_in_three_rolls(tmp_path: Path) -> None:
     """Four clients in a loop see no refused and no reset connection, and every generation."""
     with echo(tmp_path, FREE).start().ready() as supervised:
         roll_three_times(supervised, where(supervised))
-        assert 1 == len(supervised.events("socket.listening"))
+        assert len(supervised.events("socket.listening")) == 1
         assert supervised.stop() == 0
 
 
@@ -211,8 +215,8 @@ def test_ipv6(tmp_path: Path) -> None:
         probe.bind(("::1", 0))
         probe.close()
         with echo(tmp_path, "[::1]:0").start().ready() as supervised:
-            assert "::1" == where(supervised)[0]
-            assert ["echo", "1", "hello"] == asked(where(supervised))
+            assert where(supervised)[0] == "::1"
+            assert asked(where(supervised)) == ["echo", "1", "hello"]
         return
     pytest.skip("this machine has no IPv6")
 
@@ -222,12 +226,12 @@ def test_a_unix_socket_has_its_mode_and_is_removed_at_the_end(tmp_path: Path) ->
     path = tmp_path / "web.sock"
     supervised = echo(tmp_path, "unix:web.sock", sockets='mode = "0606"\n')
     with supervised.start().ready():
-        assert 0o606 == stat.S_IMODE(path.stat().st_mode)
-        assert ["echo", "1", "hello"] == asked(str(path))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o606
+        assert asked(str(path)) == ["echo", "1", "hello"]
         rewrite(supervised, "0606", "0600")
         assert supervised.command("reload", "--wait").returncode == 0
-        assert 0o600 == stat.S_IMODE(path.stat().st_mode)
-        assert ["echo", "2", "hello"] == asked(str(path))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert asked(str(path)) == ["echo", "2", "hello"]
         assert supervised.stop() == 0
     assert not path.exists()
 
@@ -237,7 +241,7 @@ def test_a_unix_socket_has_its_owner(tmp_path: Path) -> None:
     """The file belongs to whom the configuration says."""
     with echo(tmp_path, "unix:web.sock", sockets='owner = "7:9"\n').start().ready():
         found = (tmp_path / "web.sock").stat()
-        assert (7, 9) == (found.st_uid, found.st_gid)
+        assert (found.st_uid, found.st_gid) == (7, 9)
 
 
 def test_a_stale_unix_socket_is_reused(tmp_path: Path) -> None:
@@ -249,7 +253,7 @@ def test_a_stale_unix_socket_is_reused(tmp_path: Path) -> None:
         assert path.exists()
         supervised.start()  # at once, while the old workers are about to leave
         supervised.event("supervisor.ready", count=2)
-        assert ["echo", "1", "hello"] == asked(str(path))
+        assert asked(str(path)) == ["echo", "1", "hello"]
         assert supervised.stop() == 0
     assert not path.exists()
 
@@ -264,7 +268,7 @@ def test_a_live_socket_is_nobody_elses(tmp_path: Path) -> None:
             code, text = end_of_start(second)
         assert code == 69
         assert f"sockets.web.listen: another process listens at {tmp_path}/web.sock" in text
-        assert ["echo", "1", "hello"] == asked(str(tmp_path / "web.sock"))
+        assert asked(str(tmp_path / "web.sock")) == ["echo", "1", "hello"]
 
 
 def test_an_address_in_use_is_named(tmp_path: Path) -> None:
@@ -319,13 +323,14 @@ def test_systemd_must_have_passed_that_name(tmp_path: Path) -> None:
 
 def test_what_systemd_says_never_reaches_a_worker(tmp_path: Path) -> None:
     """LISTEN_* is not in the environment of a worker or a template."""
-    with listening() as passed:
-        with activated(tmp_path, "systemd:http", "http", passed) as supervised:
-            supervised.ready()
-            for pid in [*supervised.worker_pids().values(), *supervised.templates()]:
-                environ = Path(f"/proc/{pid}/environ").read_bytes()
-                assert b"LISTEN_" not in environ
-            assert supervised.stop() == 0
+    with (
+        listening() as passed,
+        activated(tmp_path, "systemd:http", "http", passed) as supervised,
+    ):
+        supervised.ready()
+        for pid in [*supervised.worker_pids().values(), *supervised.templates()]:
+            assert b"LISTEN_" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert supervised.stop() == 0
 
 
 # --- who holds it ------------------------------------------------------------------------------
@@ -360,7 +365,7 @@ def test_a_socket_is_held_by_its_groups_only(tmp_path: Path) -> None:
         inode = listening_inode(address[1])
         sharing = {worker for worker, pid in pids.items() if holders([pid], inode)}
         assert {"one-1", "one-2", "two-1", "two-2"} == sharing
-        assert [] == holders(supervised.templates(), inode)
+        assert holders(supervised.templates(), inode) == []
         assert [supervised.pid] == holders([supervised.pid], inode)
         assert supervised.stop() == 0
 
@@ -390,7 +395,7 @@ def test_a_reload_moves_to_a_new_address(tmp_path: Path) -> None:
         old = where(supervised)
         rewrite(supervised, FREE, f"{new[0]}:{new[1]}")
         assert supervised.command("reload", "--wait").returncode == 0
-        assert ["echo", "2", "hello"] == asked(new)
+        assert asked(new) == ["echo", "2", "hello"]
         names = [line["event"] for line in supervised.lines()]
         assert names.index("reload.started") > len(names) - 1 - names[::-1].index(
             "socket.listening"
@@ -413,8 +418,8 @@ def test_a_reload_to_an_address_in_use_is_rejected(tmp_path: Path) -> None:
         done = supervised.command("reload", "--wait")
         assert done.returncode == 1
         assert f"another process listens at {taken}" in done.stderr
-        assert [] == supervised.events("reload.started")
-        assert ["echo", "1", "hello"] == asked(old)
+        assert supervised.events("reload.started") == []
+        assert asked(old) == ["echo", "1", "hello"]
         assert not (tmp_path / "extra.sock").exists()
         assert supervised.stop() == 0
 
@@ -428,5 +433,5 @@ def test_a_roll_back_closes_the_new_address(tmp_path: Path) -> None:
         assert supervised.command("reload", "--wait").returncode == 1
         supervised.event("reload.rolled_back")
         wait_until(lambda: not (tmp_path / "new.sock").exists(), "the new socket is removed")
-        assert ["echo", "1", "hello"] == asked(old)
+        assert asked(old) == ["echo", "1", "hello"]
         assert supervised.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import signal
@@ -112,7 +113,7 @@ class Asking:
     """One request in a thread of its own; `answer` waits for status, body and headers."""
 
     def __init__(self, address: tuple[str, int], path: str) -> None:
-        self._connection = http.client.HTTPConnection(*address, timeout=30)
+        self._connection = http.client.HTTPConnection(address[0], address[1], timeout=30)
         self._connection.request("GET", path)
         self._result: list[Any] = []
         self._thread = threading.Thread(target=self._read)
@@ -147,14 +148,19 @@ def test_a_slow_request_is_answered_across_a_stop(tmp_path: Path) -> None:
         slow = Asking(address, "/until-cancel")
         supervised.event("app.slow")
         (worker,) = supervised.status()["workers"]
-        assert 1 == worker["in_flight"]
+        assert worker["in_flight"] == 1
         assert supervised.stop() == 0
         status, body, headers = slow.answer()
-        assert (200, "slow but answered", "close") == (status, body, headers["connection"])
-        assert 0 == supervised.event("app.stopped")["in_flight"]
-        assert ["spawned", "ready", "cancelled", "acknowledged", "drained", "exited"] == (
-            supervised.life("web-1")
-        )
+        assert (status, body, headers["connection"]) == (200, "slow but answered", "close")
+        assert supervised.event("app.stopped")["in_flight"] == 0
+        assert (supervised.life("web-1")) == [
+            "spawned",
+            "ready",
+            "cancelled",
+            "acknowledged",
+            "drained",
+            "exited",
+        ]
 
 
 def test_a_slow_request_is_answered_across_a_roll(tmp_path: Path) -> None:
@@ -165,8 +171,8 @@ def test_a_slow_request_is_answered_across_a_roll(tmp_path: Path) -> None:
         supervised.event("app.slow")
         supervised.signal(signal.SIGHUP)
         supervised.event("reload.done")
-        assert (200, "slow but answered") == slow.answer()[:2]
-        assert (200, "hello web-2 2 /") == get(address)
+        assert slow.answer()[:2] == (200, "slow but answered")
+        assert get(address) == (200, "hello web-2 2 /")
         assert supervised.stop() == 0
 
 
@@ -178,9 +184,9 @@ def test_what_is_in_flight_at_abort_at_is_cancelled(tmp_path: Path) -> None:
         supervised.event("app.slow")
         assert supervised.stop() == 0
         status, _, headers = slow.answer()
-        assert (503, "close") == (status, headers["connection"])
+        assert (status, headers["connection"]) == (503, "close")
         interrupted = supervised.event("app.interrupted")
-        assert ("GET /for-ever", "stop") == (interrupted["job"], interrupted["cause"])
+        assert (interrupted["job"], interrupted["cause"]) == ("GET /for-ever", "stop")
         assert supervised.events("worker.drained")
 
 
@@ -191,7 +197,7 @@ def test_no_request_on_kept_connections_fails_in_a_roll(tmp_path: Path) -> None:
     over = threading.Event()
 
     def ask() -> None:
-        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection = http.client.HTTPConnection(address[0], address[1], timeout=30)
         while not over.is_set():
             try:
                 connection.request("GET", "/")
@@ -202,6 +208,9 @@ def test_no_request_on_kept_connections_fails_in_a_roll(tmp_path: Path) -> None:
                 connection.close()
         connection.close()
 
+    def has_answered(generation: str) -> bool:
+        return generation in seen or bool(failures)
+
     with site(tmp_path, count=2).start().ready() as supervised:
         address = where(supervised)
         clients = [threading.Thread(target=ask) for _ in range(4)]
@@ -210,11 +219,11 @@ def test_no_request_on_kept_connections_fails_in_a_roll(tmp_path: Path) -> None:
         for generation in ("2", "3"):
             supervised.signal(signal.SIGHUP)
             supervised.event("reload.done", generation=int(generation))
-            wait_until(lambda now=generation: now in seen or failures, "the new one answers")
+            wait_until(functools.partial(has_answered, generation), "the new one answers")
         over.set()
         for client in clients:
             client.join()
-        assert [] == failures
+        assert failures == []
         assert supervised.stop() == 0
 
 
@@ -222,7 +231,7 @@ def test_who_has_just_connected_is_answered_in_a_stop(tmp_path: Path) -> None:
     """A request that is on its way when the cancel comes is not cut off."""
     with site(tmp_path).start().ready() as supervised:
         address = where(supervised)
-        assert 200 == get(address)[0]
+        assert get(address)[0] == 200
         with socket.create_connection(address, 15.0) as late:
             late.sendall(b"GET /late HTTP/1.1\r\n")
             supervised.signal(signal.SIGTERM)
@@ -240,13 +249,13 @@ def test_an_exception_is_one_failed_job(tmp_path: Path) -> None:
     """The client gets a 500, the log the traceback, and the worker goes on."""
     with site(tmp_path).start().ready() as supervised:
         address = where(supervised)
-        assert 500 == get(address, "/raises")[0]
-        assert 200 == get(address)[0]
+        assert get(address, "/raises")[0] == 500
+        assert get(address)[0] == 200
         line = supervised.event("Exception in ASGI application\n")
         assert "raised on purpose" in line["exception"]
-        assert ("web-1", "uvicorn.error") == (line["worker"], line["logger"])
+        assert (line["worker"], line["logger"]) == ("web-1", "uvicorn.error")
         (worker,) = supervised.status()["workers"]
-        assert (1, 1) == (worker["jobs_failed"], worker["jobs_done"])
+        assert (worker["jobs_failed"], worker["jobs_done"]) == (1, 1)
         assert supervised.stop() == 0
 
 
@@ -261,9 +270,9 @@ def test_a_lifespan_that_fails_is_a_failed_worker(tmp_path: Path) -> None:
             assert done.returncode == 1
             assert error in done.stderr
         failed = supervised.events("worker.failed")
-        assert "LookupError: no database" == failed[0]["error"]
+        assert failed[0]["error"] == "LookupError: no database"
         assert "shop.py" in failed[0]["traceback"]
-        assert (200, "hello web-1 1 /") == get(where(supervised))
+        assert get(where(supervised)) == (200, "hello web-1 1 /")
         assert supervised.stop() == 0
 
 
@@ -273,25 +282,25 @@ def test_a_websocket_is_closed_with_1012(tmp_path: Path) -> None:
         host, port = where(supervised)
         with connect(f"ws://{host}:{port}/") as client:
             client.send("hello")
-            assert "HELLO" == client.recv(timeout=15)
+            assert client.recv(timeout=15) == "HELLO"
             supervised.signal(signal.SIGTERM)
             try:
                 client.recv(timeout=15)
             except ConnectionClosed as exc:
                 assert exc.rcvd is not None
-                assert 1012 == exc.rcvd.code
-        assert 1012 == supervised.event("app.left")["code"]
+                assert exc.rcvd.code == 1012
+        assert supervised.event("app.left")["code"] == 1012
         assert supervised.wait() == 0
 
 
 def test_options_of_the_server(tmp_path: Path) -> None:
     """root_path and the access log are uvicorn's; the access log is off where it is not asked for."""
     with site(tmp_path).start().ready() as supervised:
-        assert 200 == get(where(supervised), "/quiet")[0]
+        assert get(where(supervised), "/quiet")[0] == 200
         options = '[workers.web.options]\nroot_path = "/api"\naccess_log = true\n[sockets.web]'
         rewrite(supervised, "[sockets.web]", options)
         assert supervised.command("reload", "--wait").returncode == 0
-        assert (200, "hello web-2 2 /api/there") == get(where(supervised), "/there")
+        assert get(where(supervised), "/there") == (200, "hello web-2 2 /api/there")
         wait_until(lambda: "/api/there HTTP/1.1" in supervised.text(), "it is logged")
         assert "/quiet" not in supervised.text()
         assert supervised.stop() == 0
@@ -314,14 +323,14 @@ def test_wsgi_has_its_worker_and_its_pools(tmp_path: Path) -> None:
     """It runs in a thread, reads its body, borrows from a pool, and is answered across a stop."""
     with site(tmp_path, WSGI, more=POOL).start().ready() as supervised:
         address = where(supervised)
-        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection = http.client.HTTPConnection(address[0], address[1], timeout=30)
         connection.request("POST", "/", body="a body")
-        assert b"web-1 42 a body" == connection.getresponse().read()
+        assert connection.getresponse().read() == b"web-1 42 a body"
         connection.close()
         slow = Asking(address, "/until-cancel")
         supervised.event("app.slow")
         assert supervised.stop() == 0
-        assert (200, "web-1 42 ") == slow.answer()[:2]
+        assert slow.answer()[:2] == (200, "web-1 42 ")
 
 
 def test_wsgi_is_cancelled_by_its_context(tmp_path: Path) -> None:
@@ -330,9 +339,9 @@ def test_wsgi_is_cancelled_by_its_context(tmp_path: Path) -> None:
         slow = Asking(where(supervised), "/for-ever")
         supervised.event("app.slow")
         assert supervised.stop() == 0
-        assert 503 == slow.answer()[0]
+        assert slow.answer()[0] == 503
         (report,) = [line["reports"]["main"] for line in supervised.events("worker.drained")]
-        assert [] == report["leaked"]
+        assert report["leaked"] == []
 
 
 def test_a_dead_supervisor_frees_the_port_at_once(tmp_path: Path) -> None:
@@ -346,6 +355,6 @@ def test_a_dead_supervisor_frees_the_port_at_once(tmp_path: Path) -> None:
         supervised.wait()
         supervised.start()
         supervised.event("supervisor.ready", count=2)
-        assert (200, "slow but answered") == slow.answer()[:2]
-        assert 200 == get((host, port))[0]
+        assert slow.answer()[:2] == (200, "slow but answered")
+        assert get((host, port))[0] == 200
         assert supervised.stop() == 0
