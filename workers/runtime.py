@@ -58,6 +58,7 @@ from workers.worker import Worker
 if TYPE_CHECKING:
     import socket
 
+_NO_SOCKETS: Mapping[str, socket.socket] = MappingProxyType({})
 MAX_ERROR = 2_000  # characters
 MAX_TRACEBACK = 100_000
 LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
@@ -167,7 +168,7 @@ class _Runtime:
             pools=self._pools,
             log=self._log,
             on_ready=lambda: self._link.send(Ready()),
-            sockets=_shared(assignment.sockets, sockets),
+            sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
         )
 
     def run(self) -> int:
@@ -270,7 +271,8 @@ class _Runtime:
         try:
             for name, settings in self._assignment.pools.items():
                 self._pools[name] = self._open_pool(name, settings)
-            entry = self._entry_point()
+            app = self._assignment.app
+            entry = self._server_of(app) if app else _resolve(self._assignment.run)
             if inspect.iscoroutinefunction(entry):
                 asyncio.run(entry(self._worker))
             else:
@@ -285,13 +287,10 @@ class _Runtime:
             return self._fail(exc)
         return 0
 
-    def _entry_point(self) -> Callable[[Worker], Any]:
-        if not self._assignment.app:
-            return _resolve(self._assignment.run)
-        from workers import web
+    def _server_of(self, app: str) -> Callable[[Worker], Any]:
+        from workers import web  # for those who have an application only
 
-        app = _resolve(self._assignment.app)
-        return functools.partial(web.serve, app=app, closing=self._closing)
+        return functools.partial(web.serve, app=_resolve(app), closing=self._closing)
 
     def _exit_code(self, exc: SystemExit) -> int:
         if exc.code is None or isinstance(exc.code, int):
@@ -387,8 +386,6 @@ class _Runtime:
 
 
 def _shared(names: Sequence[str], descriptors: Sequence[int]) -> Mapping[str, socket.socket]:
-    if not names:
-        return MappingProxyType({})
     from workers.sockets import SharedSockets  # for those who have some only
 
     return SharedSockets(dict(zip(names, descriptors, strict=True)))

@@ -127,9 +127,8 @@ class _Template:
             elif isinstance(message, Load):
                 self._load(message)
             elif len(fds) != 1 + len(message.assignment.sockets):
-                _close(
-                    fds
-                )  # we may have no more descriptors; its lifeline tells that it is not born
+                # There are no descriptors left; its lifeline tells that it is not born.
+                _close(fds)
             else:
                 batch.append((message, fds))
                 held += len(fds)
