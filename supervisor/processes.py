@@ -106,7 +106,7 @@ class _Child:
     template: Template
     lifeline: socket.socket
     theirs: int  # the worker's end, until it is sent; then -1
-    sockets: tuple[socket.socket, ...]  # of which it gets copies; not ours to close
+    sockets: tuple[socket.socket, ...] = ()  # of which it gets copies; not ours to close
     pid: int = 0  # 0: not born
     pidfd: int = -1
     black_box: bytearray = field(default_factory=bytearray)
