@@ -23,6 +23,8 @@ from supervisor.core.budget import Tell
 from supervisor.core.fleet import GroupSpec
 from supervisor.processes import Recipe
 
+SERVER = "workers.web:serve"  # what runs an application
+
 
 def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
     """Return what the template of a group's workers imports; groups of equal `env` share one.
@@ -56,6 +58,8 @@ def _entry_points(group: GroupSettings) -> list[str]:
     """Return what a group's workers import: their code, and the handler where that is an option."""
     if group.command:
         return [COMMAND_RUN]
+    if group.app:
+        return [group.app, SERVER]
     handler = group.options.get("handler")
     return [group.run, handler] if isinstance(handler, str) and ":" in handler else [group.run]
 
@@ -133,6 +137,8 @@ def assignment(
         is_watched=rules.hang_timeout > 0.0,
         options=command_options(settings, rules) if rules.command else rules.options,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
+        app=rules.app,
+        sockets=rules.sockets,
     )
 
 

@@ -36,7 +36,7 @@ MAX_MESSAGE = 500  # characters of an exception's message: one line is to be rea
 
 
 def check_entry_points(settings: Settings) -> list[Problem]:
-    """Return a problem for each group whose `run` or `command` names what is not there.
+    """Return a problem for each group whose `run`, `app` or `command` names what is not there.
 
     Looks where its workers will look: for a module in `path`, then on this interpreter's own path;
     for a program in the PATH that it will have.
@@ -45,16 +45,36 @@ def check_entry_points(settings: Settings) -> list[Problem]:
     problems = []
     for group in settings.groups.values():
         if group.command:
-            key, fault = "command", missing_program(settings, group)
+            fault = missing_program(settings, group)
         else:
-            key, fault = "run", _missing(_module(group), settings.supervisor.path)
+            fault = _missing(_module(group), settings.supervisor.path)
+        if not fault and group.app:
+            fault = _lacks_server(settings.supervisor.path)
         if fault:
-            problems.append(settings.problem(("workers", group.name, key), fault))
+            problems.append(settings.problem(("workers", group.name, _key(group)), fault))
     return problems
 
 
+def _key(group: GroupSettings) -> str:
+    """Return the key that says what a group's workers import."""
+    return "app" if group.app else "run"
+
+
+def _entry_point(group: GroupSettings) -> str:
+    return group.app or group.run
+
+
 def _module(group: GroupSettings) -> str:
-    return group.run.partition(":")[0]
+    return _entry_point(group).partition(":")[0]
+
+
+def _lacks_server(path: Sequence[str]) -> str:
+    """Return what is missing to serve an application; "" when nothing is."""
+    missing = [name for name in ("uvicorn", "a2wsgi") if _missing(name, path)]
+    if not missing:
+        return ""
+    are = "are" if len(missing) > 1 else "is"
+    return f'needs {" and ".join(missing)}, which {are} not installed: pip install "ackvisor[web]"'
 
 
 def _missing(module: str, own: Sequence[str]) -> str:
@@ -132,7 +152,7 @@ def check_imports(settings: Settings, *, timeout: float) -> list[Problem]:
     for group in settings.groups.values():
         fault = "" if group.command else _try_import(group, settings.supervisor.path, timeout)
         if fault:
-            problems.append(settings.problem(("workers", group.name, "run"), fault))
+            problems.append(settings.problem(("workers", group.name, _key(group)), fault))
     return problems
 
 
@@ -140,15 +160,16 @@ def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> st
     """Return why the entry point does not import; "" when it does."""
     import multiprocess
 
+    run = _entry_point(group)
     context = multiprocess.get_context("spawn")
     deadline = time.monotonic() + timeout
     answers, answer = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(answer, group.run, tuple(path), group.env))
+    process = context.Process(target=_answer, args=(answer, run, tuple(path), group.env))
     with answers:
         try:
             process.start()
         except OSError as exc:
-            raise SpawnError(f"no process to import {group.run}: {exc.strerror}") from exc
+            raise SpawnError(f"no process to import {run}: {exc.strerror}") from exc
         finally:
             answer.close()
         pidfd = os.pidfd_open(process.pid)

@@ -46,7 +46,8 @@ class Template:
         loaded: it has imported that, and forks.
         folders: where the modules came from, once it is loaded.
         waiting: forks that were asked for before that: worker and frame.
-        outbox: frames that its socket could not take yet, each with a descriptor or -1.
+        outbox: frames that its socket could not take yet, each with a descriptor to be handed over
+            (or -1) and the sockets of which copies go along.
     """
 
     __slots__ = ("control", "folders", "loaded", "outbox", "pid", "pidfd", "recipe", "waiting")
@@ -59,7 +60,7 @@ class Template:
         self.loaded = False
         self.folders: tuple[str, ...] = ()
         self.waiting: list[tuple[str, bytes]] = []
-        self.outbox: deque[tuple[bytes, int]] = deque()
+        self.outbox: deque[tuple[bytes, int, tuple[socket.socket, ...]]] = deque()
 
 
 def launch_template() -> Template:

@@ -49,6 +49,7 @@ from supervisor.processes import (
     reserve_descriptors,
 )
 from supervisor.signals import Signals
+from supervisor.sockets import PATIENCE, Sockets
 from supervisor.sources import Sources
 from supervisor.status import Reports, group_status, rss, worker_status
 from supervisor.tuning import Tuning
@@ -84,7 +85,8 @@ class Supervisor:
 
     Raises:
         AlreadyRunningError: a supervisor of this name runs.
-        ConfigError: `runtime_dir` cannot be used.
+        AddressInUseError: others listen where it is to.
+        ConfigError: `runtime_dir` or a socket's address cannot be used.
         SpawnError: the operating system does not allow that many workers.
     """
 
@@ -106,10 +108,14 @@ class Supervisor:
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
-        reserve_descriptors(sum(group.count for group in settings.groups.values()))
+        reserve_descriptors(
+            sum(group.count for group in settings.groups.values()), len(settings.sockets)
+        )
         self._signals = Signals()
         self._processes = Processes(spare)
         self._control = Control(runtime_dir, self._dropped)
+        self._sockets = Sockets(os.environ, os.getpid())
+        self._say_where(self._sockets.open(1, settings, PATIENCE))
         self._journal = Journal()
         self._oom_counter = OomCounter()
         self._fleet = Fleet(
@@ -461,16 +467,17 @@ class Supervisor:
         after = self._journal.last
         try:
             settings = self._reread()
+            changes = compared(self._settings, settings)
+            reason = ", ".join(changes.others)
+            if changes.are_live and self._fleet.takes_settings:
+                reason = self._doubt_about_code()
+                if not reason:
+                    self._apply(settings, changes.live)
+                    return protocol.Accepted(after, self._in_force, is_live=True)
+            self._say_where(self._sockets.open(self._last_generation + 1, settings))
         except ConfigError as exc:
             self._announce(ac.Announce("reload.rejected", {"reason": str(exc)}))
             return protocol.Refused(str(exc))
-        changes = compared(self._settings, settings)
-        reason = ", ".join(changes.others)
-        if changes.are_live and self._fleet.takes_settings:
-            reason = self._doubt_about_code()
-            if not reason:
-                self._apply(settings, changes.live)
-                return protocol.Accepted(after, self._in_force, is_live=True)
         self._roll_to(settings, reason)
         return protocol.Accepted(after, self._last_generation)
 
@@ -556,6 +563,8 @@ class Supervisor:
         """Take note that another configuration is in force."""
         self._counts.clear()  # the file says otherwise
         log.change(self._settings.log.format, self._settings.log.level)
+        for problem in self._sockets.adjust(self._settings):
+            self._log.warning("socket.not_adjusted", problem=str(problem))
         for name in before.pools.keys() | self._settings.pools.keys():
             old, new = (
                 settings.pools[name].budget if name in settings.pools else None
@@ -568,6 +577,7 @@ class Supervisor:
     def _retire(self, generation: int) -> None:
         """Let go of a generation that no worker will be spawned from any more."""
         self._processes.retire(generation)
+        self._sockets.retire(generation)
         del self._generations[generation], self._sources[generation]
         self._rebudget()
 
@@ -714,6 +724,7 @@ class Supervisor:
                 action.worker,
                 recipe(settings, settings.groups[action.group], action.generation),
                 protocol.Fork(told),
+                self._sockets.of(action.generation, told.sockets),
             )
         except SpawnError as exc:
             self._handle(ev.WorkerNotBorn(action.worker, str(exc)))
@@ -734,6 +745,9 @@ class Supervisor:
                 self._tuning.scale_failed(announce.fields)
             case "supervisor.ready":
                 self._on_ready()
+            case "supervisor.stopping":
+                # Who connects from now on is refused at once, when the workers have closed theirs.
+                self._sockets.close()
             case _:
                 pass
 
@@ -744,6 +758,10 @@ class Supervisor:
         self._notes.ended(worker)
         self._reports.forget(worker)
         self._examinations.forget(worker)
+
+    def _say_where(self, listening: dict[str, str]) -> None:
+        for name, address in listening.items():
+            self._log.info("socket.listening", socket=name, address=address)
 
     def _dropped(self, reason: str, detail: str, times: int) -> None:
         """Log what the control sockets drop: the first of a kind, then ever more seldom."""

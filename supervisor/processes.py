@@ -50,6 +50,7 @@ STACKS_QUIET = 0.05
 # moment both ends), its pidfd, its connection and its scoreboard.
 OWN_DESCRIPTORS = 64
 WORKER_DESCRIPTORS = 5
+SOCKET_DESCRIPTORS = 3
 _CREDENTIALS = struct.Struct("=iII")
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -106,6 +107,7 @@ class _Child:
     template: Template
     lifeline: socket.socket
     theirs: int  # the worker's end, until it is sent; then -1
+    sockets: tuple[socket.socket, ...] = ()  # of which it gets copies; not ours to close
     pid: int = 0  # 0: not born
     pidfd: int = -1
     board: int = -1  # its scoreboard, where it is watched
@@ -144,8 +146,17 @@ class Processes:
         """Return a descriptor that is readable when `reports` has something."""
         return self._epoll.fileno()
 
-    def spawn(self, worker: str, recipe: Recipe, fork: protocol.Fork) -> None:
+    def spawn(
+        self,
+        worker: str,
+        recipe: Recipe,
+        fork: protocol.Fork,
+        sockets: tuple[socket.socket, ...] = (),
+    ) -> None:
         """Ask for a worker's process. Answered by WorkerBorn or WorkerNotBorn, in every case.
+
+        It gets copies of `sockets`. One of them that is closed before they are sent makes a worker
+        that is not born.
 
         Raises:
             SpawnError: the operating system refused a descriptor or a process.
@@ -159,7 +170,8 @@ class Processes:
             raise SpawnError(f"no lifeline for {worker}: {exc.strerror}") from exc
         lifeline.setblocking(False)
         lifeline.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        child = _Child(worker, fork.assignment.group, template, lifeline, theirs.detach())
+        group = fork.assignment.group
+        child = _Child(worker, group, template, lifeline, theirs.detach(), sockets)
         if fork.assignment.is_watched:
             from supervisor import scoreboard
 
@@ -420,7 +432,7 @@ class Processes:
         self._unwatch(template.pidfd)
         template.control.close()
         os.close(template.pidfd)
-        for _, fd in template.outbox:
+        for _, fd, _ in template.outbox:
             if fd >= 0:
                 os.close(fd)
         template.outbox.clear()
@@ -431,18 +443,21 @@ class Processes:
 
     def _send(self, template: Template, frame: bytes, child: _Child | None) -> None:
         fd = -1
+        sockets: tuple[socket.socket, ...] = ()
         if child is not None:
             fd, child.theirs = child.theirs, -1
-        template.outbox.append((frame, fd))
+            sockets = child.sockets
+        template.outbox.append((frame, fd, sockets))
         self._flush(template)
 
     def _flush(self, template: Template) -> None:
         """Send what the template can take now; its own end is told by its pidfd."""
         while template.outbox:
-            frame, fd = template.outbox[0]
+            frame, fd, sockets = template.outbox[0]
             try:
                 if fd >= 0:
-                    socket.send_fds(template.control, [frame], [fd])
+                    copied = [sock.fileno() for sock in sockets]
+                    socket.send_fds(template.control, [frame], [fd, *copied])
                 else:
                     template.control.send(frame)
             except BlockingIOError:
@@ -569,8 +584,8 @@ class Processes:
             self._epoll.unregister(fd)
 
 
-def reserve_descriptors(workers: int) -> None:
-    """Raise this process's limit of open descriptors, and demand that it holds so many workers.
+def reserve_descriptors(workers: int, sockets: int) -> None:
+    """Raise this process's limit of open descriptors, and demand that it holds so much.
 
     To run out of them later would be fatal: ZeroMQ aborts the process that cannot accept.
 
@@ -578,7 +593,8 @@ def reserve_descriptors(workers: int) -> None:
         SpawnError: it cannot be raised that far.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = OWN_DESCRIPTORS + workers * WORKER_DESCRIPTORS
+    # During a reload there may be another set of sockets; of systemd's we keep the originals.
+    needed = OWN_DESCRIPTORS + workers * WORKER_DESCRIPTORS + sockets * SOCKET_DESCRIPTORS
     if needed > most:
         raise SpawnError(
             f"{workers} workers need {needed} open descriptors, and the limit is {most}; "

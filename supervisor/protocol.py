@@ -184,7 +184,11 @@ class Load(Message, frozen=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a new worker is told: who it is, whom it answers, what it runs, with what."""
+    """All that a new worker is told: who it is, whom it answers, what it runs, with what.
+
+    It runs `run`, or serves the application `app`. `sockets` names the listening sockets whose
+    descriptors travel beside the message, in this order.
+    """
 
     worker: str
     group: str
@@ -200,10 +204,15 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
     is_watched: bool = False  # its scoreboard waits in the lifeline
+    app: str = ""
+    sockets: tuple[str, ...] = ()
 
 
 class Fork(Message, frozen=True):
-    """Make one worker. Its lifeline (one end of a socket pair) travels beside the message."""
+    """Make one worker.
+
+    Beside the message travel its lifeline (one end of a socket pair) and its listening sockets.
+    """
 
     assignment: Assignment
 

@@ -17,6 +17,7 @@ import asyncio
 import atexit
 import contextlib
 import faulthandler
+import functools
 import gc
 import importlib
 import inspect
@@ -26,8 +27,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
@@ -63,6 +65,10 @@ from workers.outages import Outages
 from workers.pool import Pool, drivers
 from workers.worker import Ledger, Worker
 
+if TYPE_CHECKING:
+    import socket
+
+_NO_SOCKETS: Mapping[str, socket.socket] = MappingProxyType({})
 MAX_ERROR = 2_000  # characters
 MAX_STATUS = 500
 MAX_TRACEBACK = 100_000
@@ -107,13 +113,16 @@ def _stacks_written(_number: int, _frame: object) -> None:
     """Do nothing: faulthandler has written the stacks before it chained to this."""
 
 
-def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
+def live(
+    assignment: Assignment, lifeline: int, supervisor: int, sockets: Sequence[int]
+) -> NoReturn:
     """Be this worker, from the fork to the end of the process.
 
     Args:
         assignment: who it is and what it runs.
         lifeline: a socket whose other end is the supervisor's, until either ends.
         supervisor: the pid that must be this process's parent by now.
+        sockets: descriptors of the listening sockets that the assignment names, in its order.
     """
     code = 1
     try:
@@ -122,7 +131,7 @@ def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
             os._exit(1)  # it died while this process was made: nobody knows of it
         os.set_blocking(lifeline, False)
         os.write(lifeline, b"+")  # born; the kernel adds the pid
-        code = _Runtime(assignment, lifeline).run()
+        code = _Runtime(assignment, lifeline, sockets).run()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -136,7 +145,7 @@ def live(assignment: Assignment, lifeline: int, supervisor: int) -> NoReturn:
 class _Runtime:
     """One worker's process. Written by the main thread and the link's, as noted."""
 
-    def __init__(self, assignment: Assignment, lifeline: int) -> None:
+    def __init__(self, assignment: Assignment, lifeline: int, sockets: Sequence[int]) -> None:
         self._assignment = assignment
         self._lifeline = lifeline
         self._lock = threading.Lock()
@@ -180,6 +189,7 @@ class _Runtime:
             on_ready=lambda: self._link.send(Ready()),
             jobs=_scoreboard(lifeline) if assignment.is_watched else None,
             on_delay=lambda seconds: self._link.send(Delayed(seconds)),
+            sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
         )
 
     def run(self) -> int:
@@ -327,7 +337,8 @@ class _Runtime:
                 self._pools[name] = self._open_pool(name, settings)
                 if self._tune is not None:  # it came too early for this one
                     self._tune_pools(name)
-            entry = _resolve(self._assignment.run)
+            app = self._assignment.app
+            entry = self._server_of(app) if app else _resolve(self._assignment.run)
             if inspect.iscoroutinefunction(entry):
                 asyncio.run(entry(self._worker))
             else:
@@ -341,6 +352,11 @@ class _Runtime:
         except BaseException as exc:
             return self._fail(exc)
         return 0
+
+    def _server_of(self, app: str) -> Callable[[Worker], Any]:
+        from workers import web  # for those who have an application only
+
+        return functools.partial(web.serve, app=_resolve(app), closing=self._closing)
 
     def _exit_code(self, exc: SystemExit) -> int:
         if exc.code is None or isinstance(exc.code, int):
@@ -464,6 +480,12 @@ def _scoreboard(lifeline: int) -> Ledger:
     from workers.scoreboard import Scoreboard, receive
 
     return Scoreboard(receive(lifeline))
+
+
+def _shared(names: Sequence[str], descriptors: Sequence[int]) -> Mapping[str, socket.socket]:
+    from workers.sockets import SharedSockets  # for those who have some only
+
+    return SharedSockets(dict(zip(names, descriptors, strict=True)))
 
 
 def _resolve(run: str) -> Callable[[Worker], Any]:

@@ -55,14 +55,15 @@ from workers import runtime
 
 CONTROL_FD = 3  # supervisor.launch.CONTROL_FD: where the socket to the supervisor is
 MAX_MESSAGE = 1 << 20
-MAX_BATCH = 64  # workers per midwife: bounds the descriptors that are held at once
+MAX_HELD = 64  # descriptors for the workers of one midwife: a lifeline each, and their sockets
+MAX_RECEIVED = 128  # descriptors with one request
 _PID = _FD = struct.Struct("=i")
 # Workers get the limits that the template was started with; for itself it raises them.
 _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # Workers end themselves at their deadline; the guard comes after that, or it would race with them.
 GUARD_MARGIN = 0.5
 
-_Request = tuple[Fork, int]
+_Request = tuple[Fork, list[int]]  # its lifeline first, then its sockets
 
 
 def main() -> NoReturn:
@@ -111,8 +112,9 @@ class _Template:
     def _requests(self) -> bool:
         """Take all requests that are there, forks in batches. False: the supervisor has gone."""
         batch: list[_Request] = []
+        held = 0
         alive = True
-        while alive and len(batch) < MAX_BATCH:
+        while alive and held < MAX_HELD:
             try:
                 frame, fds = _receive(self._control)
             except BlockingIOError:
@@ -127,8 +129,12 @@ class _Template:
                 self._load(message)
             elif isinstance(message, Grace):
                 self._grace = message.seconds
+            elif len(fds) != 1 + len(message.assignment.sockets):
+                # There are no descriptors left; its lifeline tells that it is not born.
+                _close(fds)
             else:
-                batch.append((message, fds[0]))
+                batch.append((message, fds))
+                held += len(fds)
         if batch and alive:
             self._beget(batch)
         return alive
@@ -186,7 +192,7 @@ class _Template:
                 _midwife(batch, self._supervisor, news_out, release_in)
             finally:
                 os._exit(1)
-        _close([news_out, release_in, *(lifeline for _, lifeline in batch)])
+        _close([news_out, release_in, *(fd for _, fds in batch for fd in fds)])
         for fork, pid in zip((fork for fork, _ in batch), _pids(news), strict=False):
             if pid > 0:
                 pidfd = os.pidfd_open(pid)
@@ -232,16 +238,17 @@ def _kill_group(pgid: int) -> None:
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive one message and its descriptor (`socket.recv_fds` ignores its flags)."""
+    """Receive one message and its descriptors (`socket.recv_fds` ignores its flags)."""
     frame, ancillary, _, _ = control.recvmsg(
         MAX_MESSAGE,
-        socket.CMSG_LEN(_FD.size),
+        socket.CMSG_LEN(MAX_RECEIVED * _FD.size),
         socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
     )
     return frame, [
-        _FD.unpack(data[: _FD.size])[0]
+        fd
         for level, kind, data in ancillary
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for (fd,) in _FD.iter_unpack(data[: len(data) - len(data) % _FD.size])
     ]
 
 
@@ -249,7 +256,7 @@ def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) ->
     # Readable once her children have another parent; a pipe's end would come before that.
     herself = os.pidfd_open(os.getpid())
     runtime.prepare()
-    for position, (fork, lifeline) in enumerate(batch):
+    for position, (fork, (lifeline, *sockets)) in enumerate(batch):
         try:
             pid = os.fork()
         except OSError as exc:
@@ -257,12 +264,12 @@ def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) ->
             os.write(news, _PID.pack(0))
             continue
         if pid == 0:
-            _close([news, release, *(other for _, other in batch[position + 1 :])])
+            _close([news, release, *(fd for _, fds in batch[position + 1 :] for fd in fds)])
             select.select([herself], [], [])
             os.close(herself)
             resource.setrlimit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
-            runtime.live(fork.assignment, lifeline, supervisor)
-        os.close(lifeline)
+            runtime.live(fork.assignment, lifeline, supervisor, sockets)
+        _close([lifeline, *sockets])
         os.write(news, _PID.pack(pid))
     os.close(news)
     os.read(release, 1)  # until the template holds the pidfds
@@ -284,10 +291,10 @@ def _pids(news: int) -> Iterable[int]:
 
 def _refuse(batch: list[_Request], exc: OSError) -> None:
     """Say on each lifeline why no worker comes of it. Closing it means the same without reason."""
-    for _, lifeline in batch:
+    for _, (lifeline, *sockets) in batch:
         with contextlib.suppress(OSError):
             os.write(lifeline, f"!fork: {exc.strerror}".encode())
-        os.close(lifeline)
+        _close([lifeline, *sockets])
 
 
 def _unforkable(*own: int) -> tuple[str, ...]:

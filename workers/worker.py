@@ -10,15 +10,17 @@ import time
 from _thread import get_ident
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from workers.context import Cancelled, Context
 from workers.pool import Pool
 from workers.pool.stacks import thread_name
 from workers.waitgroup import WaitGroup
 
-Outcome = Literal["done", "failed", "cancelled"]
+if TYPE_CHECKING:
+    import socket
 
+Outcome = Literal["done", "failed", "cancelled"]
 
 MAX_DELAY = 365 * 86400.0  # seconds
 
@@ -145,7 +147,8 @@ class Worker:
         ctx: ends when work in flight is out of time (`abort_margin` before the stop's deadline).
         pools: its connection pools by name.
         options: the group's `options`, as they stand in the configuration.
-        sockets: shared listening sockets by name.
+        sockets: the group's listening sockets by name, each made when it is first asked for. All
+            workers accept from the same one; see `workers.sockets.SharedSocket`.
         wg: a WaitGroup for its threads and tasks; the worker is drained when it is empty.
         log: a structlog logger that names the worker in each line.
         status: a few words that `supervisor status` shows beside it; yours to set.
@@ -164,6 +167,7 @@ class Worker:
         on_ready: Callable[[], None],
         jobs: Ledger | None = None,
         on_delay: Callable[[float], None],
+        sockets: Mapping[str, socket.socket] = MappingProxyType({}),
     ) -> None:
         self.id = id
         self.group = group
@@ -172,7 +176,7 @@ class Worker:
         self.accepting = self.ctx.with_cancel()
         self.options = options
         self.pools = MappingProxyType(pools)
-        self.sockets: Mapping[str, Any] = MappingProxyType({})
+        self.sockets = sockets
         self.wg = WaitGroup()
         self.log = log
         self.status = ""

@@ -13,6 +13,7 @@ __all__ = [
     "LogSettings",
     "PoolSettings",
     "Settings",
+    "SocketSettings",
     "SupervisorSettings",
     "compared",
     "load",
@@ -27,6 +28,7 @@ from supervisor.config.settings import (
     LogSettings,
     PoolSettings,
     Settings,
+    SocketSettings,
     SupervisorSettings,
 )
 from supervisor.config.values import redacted

@@ -20,13 +20,13 @@ from typing import Any
 from supervisor.config import values as read
 from supervisor.config.lines import KeyPath, Lines
 from supervisor.config.settings import (
+    APP_OPTIONS,
     LATER,
-    SOCKET_KEYS,
-    SOCKETS_LACK,
     GroupSettings,
     LogSettings,
     PoolSettings,
     Settings,
+    SocketSettings,
     SupervisorSettings,
     dotted,
 )
@@ -37,6 +37,8 @@ MAX_BYTES = 1 << 20  # of the file; larger ones are something else
 MAX_SECRET = 1 << 16  # of a url_file
 # An ipc socket's path has 107 bytes (sun_path less its NUL). 24 of them are for our file names.
 MAX_RUNTIME_DIR = 107 - 24
+MAX_SOCKET_PATH = 107
+MAX_SOCKETS = 64  # of a group; so many descriptors can travel with one message, and more
 MAX_DEPTH = 32  # options are encoded and decoded by recursive code
 
 _TABLES = ("supervisor", "log", "pools", "workers", "sockets")
@@ -45,6 +47,7 @@ _HOMES = {
     "[log]": LogSettings,
     "[pools.NAME]": PoolSettings,
     "[workers.NAME]": GroupSettings,
+    "[sockets.NAME]": SocketSettings,
 }
 _WORK = ("run", "app", "command")  # a group has exactly one of them
 _NOT_FOR_COMMANDS = {
@@ -252,9 +255,12 @@ class _Reading:
         supervisor = self.supervisor(*tables["supervisor"])
         log = self.table(LogSettings, *tables["log"])
         pools = {each: self.pool(*table) for each, table in self.named(*tables["pools"])}
-        groups = {each: self.group(*table, pools) for each, table in self.named(*tables["workers"])}
-        for _, table in self.named(*tables["sockets"]):
-            self.socket(*table)
+        sockets = {each: self.socket(*table) for each, table in self.named(*tables["sockets"])}
+        groups = {
+            each: self.group(*table, pools, sockets)
+            for each, table in self.named(*tables["workers"])
+        }
+        self.check_addresses(sockets, groups)
         if not document.get(str(tables["workers"][0][0])):
             self.problem(
                 ("workers",),
@@ -271,6 +277,9 @@ class _Reading:
             pools={each: PoolSettings(**pool.values) for each, pool in pools.items()},
             groups={
                 each: GroupSettings(name=each, **group.values) for each, group in groups.items()
+            },
+            sockets={
+                each: SocketSettings(name=each, **socket.values) for each, socket in sockets.items()
             },
             warnings=tuple(self.warnings),
             lines=self.lines,
@@ -365,12 +374,21 @@ class _Reading:
         if self.is_public and isinstance(written, str) and read.has_password(written):
             self.warning(at, f"holds a password, and the file {_PUBLIC}; use url_file or ${{NAME}}")
 
-    def group(self, path: KeyPath, raw: dict[str, Any], pools: Collection[str]) -> _Table:
+    def group(
+        self,
+        path: KeyPath,
+        raw: dict[str, Any],
+        pools: Collection[str],
+        sockets: Collection[str],
+    ) -> _Table:
         table = self.table(GroupSettings, path, raw)
         values, given = table.values, table.given
         work = [each for each in _WORK if each in given]
         if not work:
-            self.problem(path, 'needs run = "module:function", or command = ["program"]')
+            self.problem(
+                path,
+                'needs run = "module:function", app = "module:app" or command = ["program"]',
+            )
         for other in work[1:]:
             self.problem(
                 table.at(other),
@@ -381,7 +399,12 @@ class _Reading:
             self.check_before(table)
         if "pools" not in given:
             values["pools"] = () if "command" in given else tuple(pools)
-        self.check_names(values.get("pools", ()), table.at("pools"), pools)
+        self.check_names(values.get("pools", ()), table.at("pools"), "pools", pools)
+        self.check_names(values.get("sockets", ()), table.at("sockets"), "sockets", sockets)
+        if len(values.get("sockets", ())) > MAX_SOCKETS:
+            self.problem(table.at("sockets"), f"names more than {MAX_SOCKETS} sockets")
+        if "app" in given:
+            self.app(table, raw.get("options", {}))
         backoff, most = values.get("backoff"), values.get("backoff_max")
         if backoff is not None and most is not None and backoff > most:
             at = table.at("backoff" if "backoff" in given else "backoff_max")
@@ -408,12 +431,29 @@ class _Reading:
             if key in table.given and key in table.values:
                 self.problem(table.at(key), message)
 
-    def check_names(self, names: Sequence[str], path: KeyPath, known: Collection[str]) -> None:
-        """Note which pools of a group do not exist, or come twice."""
+    def app(self, table: _Table, options: Any) -> None:
+        """Check what only a group with an application needs, and read the options of its server."""
+        if "sockets" not in table.given:
+            self.problem(table.at("app"), 'needs sockets = ["NAME"]: where it is to be reached')
+        elif table.values.get("sockets") == ():
+            self.problem(table.at("sockets"), "is empty: an app needs one to be reached by")
+        if "options" in table.values:
+            table.values["options"] = {
+                name: got
+                for name, value, here, is_exact in self.spelled(
+                    options, table.at("options"), APP_OPTIONS
+                )
+                if is_exact and (got := self.value(APP_OPTIONS[name], value, here)) is not _BAD
+            }
+
+    def check_names(
+        self, names: Sequence[str], path: KeyPath, table: str, known: Collection[str]
+    ) -> None:
+        """Note which pools or sockets of a group do not exist, or come twice."""
         for index, each in enumerate(names):
             if each not in known:
                 hint = read.did_you_mean(each, known)
-                self.problem((*path, index), f"there is no [pools.{dotted((each,))}]{hint}")
+                self.problem((*path, index), f"there is no [{table}.{dotted((each,))}]{hint}")
             elif each in names[:index]:
                 self.problem((*path, index), f'"{each}" comes twice')
 
@@ -424,11 +464,41 @@ class _Reading:
             if number.isdecimal() and other in groups:
                 self.problem(("workers", each), f'a worker of group "{other}" has the same name')
 
-    def socket(self, path: KeyPath, raw: dict[str, Any]) -> None:
-        for name, value, here, is_exact in self.spelled(raw, path, SOCKET_KEYS):
-            if is_exact:
-                self.value(SOCKET_KEYS[name], value, here)
-        self.problem(path, f"not yet supported: {SOCKETS_LACK}")
+    def socket(self, path: KeyPath, raw: dict[str, Any]) -> _Table:
+        table = self.table(SocketSettings, path, raw)
+        values, given = table.values, table.given
+        if "listen" not in given:
+            self.problem(path, 'needs listen, as in "127.0.0.1:8000" or "unix:/path"')
+        kind, _, rest = values.get("listen", "").partition(":")
+        if kind == "unix":
+            file = self.absolute(rest)
+            values["listen"] = f"unix:{file}"
+            if len(file.encode(errors="surrogatepass")) > MAX_SOCKET_PATH:
+                self.problem(
+                    table.at("listen"),
+                    f"{read.quoted(file)} is longer than the {MAX_SOCKET_PATH} bytes that the path "
+                    "of a socket may have",
+                )
+        elif kind:
+            for key in ("mode", "owner"):
+                if key in given:
+                    self.problem(table.at(key), "is for unix sockets, which are files")
+        if kind == "systemd" and "backlog" in given:
+            self.problem(table.at("backlog"), "is set in the .socket unit, by Backlog=")
+        return table
+
+    def check_addresses(self, sockets: Mapping[str, _Table], groups: Mapping[str, _Table]) -> None:
+        """Note addresses that come twice, and sockets that nobody would accept from."""
+        first: dict[str, str] = {}
+        served = {name for group in groups.values() for name in group.values.get("sockets", ())}
+        for name, table in sockets.items():
+            listen = table.values.get("listen", "")
+            if listen and not listen.endswith(":0") and first.setdefault(listen, name) != name:
+                self.problem(
+                    table.at("listen"), f"is the address of [sockets.{first[listen]}], too"
+                )
+            if name not in served:
+                self.warning(table.path, "no group names it in its sockets, so it is not opened")
 
     # --- what all tables have in common --------------------------------------------------------
 

@@ -8,14 +8,14 @@ worse than one that is missing. To support it: move it from LATER to a field.
 from __future__ import annotations
 
 __all__ = [
+    "APP_OPTIONS",
     "LATER",
-    "SOCKETS_LACK",
-    "SOCKET_KEYS",
     "GroupSettings",
     "Later",
     "LogSettings",
     "PoolSettings",
     "Settings",
+    "SocketSettings",
     "SupervisorSettings",
     "dotted",
 ]
@@ -89,9 +89,10 @@ class PoolSettings:
 class GroupSettings:
     """[workers.NAME]: a group of equal workers. Durations in seconds.
 
-    What its workers do is `run`, or `command` where that is not empty. `pools` is in the order of
-    the file, and complete where the key is absent; a command has none. `env` and `options`
-    may hold secrets and are in no repr. They are not to be changed.
+    Exactly one of `run`, `app` and `command` is not empty. `pools` is in the order of the file, and
+    complete where the key is absent; a command has none. `env` and `options` may hold secrets and
+    are in no repr. They are not to be changed. The `options` of an `app` have been read: see
+    APP_OPTIONS.
     """
 
     name: str
@@ -100,6 +101,7 @@ class GroupSettings:
     notify: bool = field(default=False, metadata=_by(read.flag))
     stop_signal: str = field(default="SIGTERM", metadata=_by(read.stop_signal))
     before: bool = field(default=False, metadata=_by(read.flag))
+    app: str = field(default="", metadata=_by(read.entry_point))
     count: int = field(default=1, metadata=_by(read.whole(0, 10_000)))
     pools: tuple[str, ...] = field(metadata=_by(read.array(read.text)))  # default: all
     restart: Restart = field(default=Restart.ALWAYS, metadata=_by(read.member(Restart)))
@@ -114,6 +116,7 @@ class GroupSettings:
     max_age: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     max_rss: int = field(default=0, metadata=_by(read.size))  # bytes; 0: off
     hang_timeout: float = field(default=0.0, metadata=_by(read.duration(off=True)))
+    sockets: tuple[str, ...] = field(default=(), metadata=_by(read.array(read.text)))
     env: dict[str, str] = field(default_factory=dict, repr=False, metadata=_by(read.environment))
     options: dict[str, Any] = field(default_factory=dict, repr=False, metadata=_by(read.options))
 
@@ -130,6 +133,34 @@ class GroupSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SocketSettings:
+    """[sockets.NAME]: a listening socket that the workers of a group share.
+
+    `listen` is "HOST:PORT", "unix:PATH" with an absolute path, or "systemd:NAME"; `mode` and `owner`
+    ("user:group", either may be missing) are those of a unix socket's file.
+    """
+
+    name: str
+    listen: str = field(metadata=_by(read.socket_address))
+    backlog: int = field(default=2048, metadata=_by(read.whole(1, 65_535)))
+    mode: int = field(default=0o660, metadata=_by(read.mode))
+    owner: str = field(default="", metadata=_by(read.blank_or(read.owner)))
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether it is systemd's."""
+        return self.listen.startswith("systemd:")
+
+    @property
+    def address(self) -> str:
+        """What makes it the same socket in another configuration: its address.
+
+        Every port 0 is another port, so there the name does.
+        """
+        return f"{self.name} {self.listen}" if self.listen.endswith(":0") else self.listen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """A whole file that is good. Equal when it means the same: a reload compares them.
 
@@ -141,6 +172,7 @@ class Settings:
     log: LogSettings
     pools: dict[str, PoolSettings]
     groups: dict[str, GroupSettings]
+    sockets: dict[str, SocketSettings] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = field(default=(), compare=False)
     lines: Lines = field(compare=False, repr=False)
 
@@ -180,8 +212,16 @@ class Later(NamedTuple):
     lacks: str
 
 
-SOCKETS_LACK = "there are no shared sockets yet"
-SOCKET_KEYS: dict[str, read.Reader] = {"listen": read.socket_address}
+# [workers.NAME.options] of an `app`: what its server takes.
+APP_OPTIONS: dict[str, read.Reader] = {
+    "interface": read.choice("asgi", "wsgi"),
+    "root_path": read.root_path,
+    "forwarded_allow_ips": read.text,
+    "keep_alive": read.duration(),
+    "limit_concurrency": read.whole(1, 1_000_000),
+    "threads": read.whole(1, 1_000),
+    "access_log": read.flag,
+}
 
 LATER: dict[type, dict[str, Later]] = {
     SupervisorSettings: {
@@ -190,10 +230,9 @@ LATER: dict[type, dict[str, Later]] = {
     },
     LogSettings: {},
     PoolSettings: {},
+    SocketSettings: {},
     GroupSettings: {
-        "app": Later(read.entry_point, None, "there are no ASGI or WSGI workers yet"),
         "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
-        "sockets": Later(read.array(read.text), (), SOCKETS_LACK),
     },
 }
 

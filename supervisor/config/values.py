@@ -23,12 +23,15 @@ __all__ = [
     "has_password",
     "kind_of",
     "member",
+    "mode",
     "name",
     "nearest",
     "options",
+    "owner",
     "quoted",
     "redacted",
     "resolved_url",
+    "root_path",
     "size",
     "socket_address",
     "text",
@@ -58,6 +61,7 @@ _UNITS = (3600.0, 60.0, 1.0, 0.001)
 _SIZE = re.compile(rf"{_NUMBER}(B|KiB|MiB|GiB|TiB)?")
 _SIZES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")  # as useradd(8) has them
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 
@@ -331,14 +335,58 @@ def address(value: object) -> str:
 
 
 def socket_address(value: object) -> str:
-    """Read "HOST:PORT", "unix:PATH" or "systemd:NAME"."""
+    """Read "HOST:PORT" with an IP address or localhost, "unix:PATH" or "systemd:NAME"."""
     word = text(value)
     kind, _, rest = word.partition(":")
     if kind in {"unix", "systemd"}:
-        if not rest:
+        if not rest or rest.startswith("@"):  # an abstract name has no mode and no owner
             raise Unfit(f'expected "unix:/path" or "systemd:NAME", not {shown(value)}')
         return word
-    return address(value)
+    host = address(value).rpartition(":")[0]
+    # Names would have to be asked for, of who may take long or not answer.
+    if host != "localhost" and not _is_ip(host):
+        raise Unfit(
+            'expected an IP address or localhost, as in "127.0.0.1:8000", "0.0.0.0:8000" for all '
+            f'IPv4 interfaces or "[::]:8000" for all IPv6 ones, not {shown(value)}'
+        )
+    return word
+
+
+def _is_ip(host: str) -> bool:
+    import ipaddress  # for those who have sockets only
+
+    try:
+        version = ipaddress.ip_address(host.strip("[]")).version
+    except ValueError:
+        return False
+    return (version == 6) == host.startswith("[")  # noqa: PLR2004
+
+
+def mode(value: object) -> int:
+    """Read the mode of a file: octal digits in a string."""
+    word = text(value)
+    if not re.fullmatch("0?[0-7]{3}", word):
+        raise Unfit(f'expected octal digits in a string, as in "0660", not {shown(value)}')
+    return int(word, 8)
+
+
+def owner(value: object) -> str:
+    """Read "user", "user:group" or ":group": names, or numbers."""
+    word = text(value)
+    user, colon, group = word.partition(":")
+    if not all(_ACCOUNT.fullmatch(each) for each in (user or "x", group or "x")) or (
+        colon and not group
+    ):
+        raise Unfit(f'expected "user", "user:group" or ":group", not {shown(value)}')
+    return word
+
+
+def root_path(value: object) -> str:
+    """Read the path below which an application is mounted: "/api"."""
+    word = text(value)
+    if not word.startswith("/") or word.endswith("/") or not word.isascii():
+        raise Unfit(f'expected a path without a slash at its end, as in "/api", not {shown(value)}')
+    return word
 
 
 def environment(value: object) -> dict[str, str]:

@@ -15,16 +15,19 @@ from supervisor.config import (
     LogSettings,
     PoolSettings,
     Settings,
+    SocketSettings,
     SupervisorSettings,
     load,
     redacted,
 )
-from supervisor.config.settings import LATER, SOCKET_KEYS
+from supervisor.config.settings import APP_OPTIONS, LATER
 from supervisor.core.policy import Restart
 from supervisor.errors import ConfigError, Problem
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUP = '[workers.jobs]\nrun = "workers.jobs:run"\n'
+LISTEN = 'listen = "127.0.0.1:8000"\n'
+SOCKET = f"[sockets.web]\n{LISTEN}"
 POOL = '[pools.main]\nurl = "postgresql://app@/orders"\n'
 
 
@@ -120,6 +123,18 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "workers.jobs.max_rss": [('"1GiB"', 1 << 30), ('"0"', 0), ("4096", 4096)],
     "workers.jobs.hang_timeout": [('"60s"', 60.0), ("0", 0.0)],
     "workers.jobs.env": [('{ A = "1", _b2 = "" }', {"A": "1", "_b2": ""})],
+    "workers.jobs.sockets": [('["web"]', ("web",)), ("[]", ())],
+    "workers.jobs.app": [('"mysite.web:app"', "mysite.web:app")],
+    "sockets.web.listen": [
+        ('"127.0.0.1:8000"', "127.0.0.1:8000"),
+        ('"localhost:0"', "localhost:0"),
+        ('"[::1]:8000"', "[::1]:8000"),
+        ('"unix:/run/orders/web.sock"', "unix:/run/orders/web.sock"),
+        ('"systemd:web.socket"', "systemd:web.socket"),
+    ],
+    "sockets.web.backlog": [("1", 1), ("65535", 65535)],
+    "sockets.web.mode": [('"0660"', 0o660), ('"606"', 0o606)],
+    "sockets.web.owner": [('"app"', "app"), ('":www-data"', ":www-data"), ('"0:33"', "0:33")],
     "workers.jobs.options": [
         ('{ a = [1, 2.5, true, "x"], b = { c = -1 } }', {"a": [1, 2.5, True, "x"], "b": {"c": -1}}),
     ],
@@ -193,6 +208,24 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.max_rss": ['"1GB"', "-1", "true", '"2000TiB"'],
     "workers.jobs.hang_timeout": NO_DURATION,
     "workers.jobs.env": ['"A=1"', "{ A = 1 }", '{ "A B" = "x" }', '{ A = "\\u0000" }'],
+    "workers.jobs.sockets": ['"web"', "[1]", '["wbe"]', '["web", "web"]'],
+    "workers.jobs.app": NO_ENTRY,
+    "sockets.web.listen": [
+        *NO_TEXT,
+        '"8000"',
+        '"::1:80"',
+        '"a:70000"',
+        '"example.org:80"',
+        '"[127.0.0.1]:80"',
+        '"*:80"',
+        '"unix:"',
+        '"unix:@abstract"',
+        '"systemd:"',
+        f'"unix:/{"x" * 107}"',
+    ],
+    "sockets.web.backlog": [*NO_COUNT, "0", "65_536"],
+    "sockets.web.mode": [*NO_TEXT, '"rw-rw----"', '"8888"', '"1660"', '"66"', "432"],
+    "sockets.web.owner": ["0", "true", '"a b"', '"app:"', '":"', '"a:b:c"', '"-app"'],
     "workers.jobs.options": ["3", "[]", "{ day = 1979-05-27 }", "{ big = 0x10000000000000000 }"],
 }
 
@@ -202,10 +235,6 @@ NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     "supervisor.listen": ('"127.0.0.1:9464"', ['"9464"', '"::1:80"', '"a:70000"', "9464"], ['""']),
     "supervisor.region": ('"eu-west"', ["3", '"eu west"'], ['""']),
     "workers.jobs.user": ('"app"', ["0"], ['""']),
-    "workers.jobs.sockets": ('["web"]', ['"web"', "[1]"], ["[]"]),
-}
-INSTEAD_OF_RUN = {
-    "workers.jobs.app": ('"mysite.web:app"', NO_ENTRY),
 }
 
 
@@ -213,6 +242,8 @@ def document(key: str, value: str) -> str:
     """Return a valid file but for one key, which stands in the last line."""
     table, _, name = key.rpartition(".")
     tables = {"pools.main": POOL, "workers.jobs": GROUP}
+    if name in {"sockets", "app"}:
+        tables["sockets.web"] = SOCKET
     head = tables.pop(table, f"[{table}]\n")
     if name in {"notify", "stop_signal"}:
         head = f'[{table}]\ncommand = ["prog"]\n'
@@ -220,6 +251,10 @@ def document(key: str, value: str) -> str:
         head = f"[{table}]\n"
     elif key == "pools.main.min":
         head += "budget = 80\n"
+    if name == "app":
+        head += 'sockets = ["web"]\n'
+    elif table == "sockets.web" and name != "listen":
+        head += 'listen = "unix:/web.sock"\n' if name in {"mode", "owner"} else LISTEN
     return "".join(tables.values()) + f"{head}{name} = {value}"
 
 
@@ -278,18 +313,6 @@ def test_a_key_without_effect_is_refused(read: Read, refused: Refused, key: str)
         assert read(document(key, value)).warnings == ()
 
 
-@pytest.mark.parametrize("key", INSTEAD_OF_RUN)
-def test_other_kinds_of_work_are_refused(refused: Refused, key: str) -> None:
-    """`app` stands for `run`, so nothing is missing beside its own refusal."""
-    good, bad = INSTEAD_OF_RUN[key]
-
-    assert [(key, True)] == [
-        (each.key, "not yet supported" in each.message) for each in refused(document(key, good))
-    ]
-    for value in bad:
-        assert all(each.key.startswith(key) for each in refused(document(key, value))), value
-
-
 def test_every_key_is_in_these_tables() -> None:
     """A key that is added without a test fails here."""
     homes = {
@@ -297,6 +320,7 @@ def test_every_key_is_in_these_tables() -> None:
         "log": LogSettings,
         "pools.main": PoolSettings,
         "workers.jobs": GroupSettings,
+        "sockets.web": SocketSettings,
     }
     known = {
         f"{home}.{each.name}"
@@ -307,7 +331,7 @@ def test_every_key_is_in_these_tables() -> None:
     later = {f"{home}.{name}" for home, kind in homes.items() for name in LATER[kind]}
 
     assert known == set(GOOD) == set(BAD)
-    assert later == set(NOT_YET) | set(INSTEAD_OF_RUN)
+    assert later == set(NOT_YET)
 
 
 def test_defaults(read: Read, tmp_path: Path) -> None:
@@ -430,6 +454,37 @@ def test_max_idle_follows_max_open(read: Read) -> None:
     assert read(POOL + "max_open = 3\n" + GROUP).pools["main"].max_idle == 3
 
 
+def test_a_unix_path_is_relative_to_the_file(read: Read, tmp_path: Path) -> None:
+    """And it is absolute in the settings, so that a reload finds the same socket."""
+    settings = read(f'{GROUP}sockets = ["web"]\n[sockets.web]\nlisten = "unix:web.sock"\n')
+
+    assert f"unix:{tmp_path}/web.sock" == settings.sockets["web"].listen
+    assert settings.warnings == ()
+
+
+def test_a_socket_that_nobody_serves_is_warned_of(read: Read) -> None:
+    """It is not opened, since who connects would wait for ever."""
+    (warning,) = read(GROUP + SOCKET).warnings
+
+    assert (warning.key, warning.line) == ("sockets.web", 3)
+
+
+def test_the_options_of_an_app_are_read(read: Read, refused: Refused) -> None:
+    """They have their units, numbers may come from the environment, and unknown ones are told."""
+    head = f"{SOCKET}[workers.web]\napp = 'a:b'\nsockets = ['web']\n[workers.web.options]\n"
+    good = 'keep_alive = "2m"\nroot_path = "/api"\nthreads = "${NONE:-3}"\n'
+    bad = "keep_alve = 3\nroot_path = 'api'\nlimit_concurrency = 0\naccess_log = 'yes'\n"
+
+    assert (read(head + good).groups["web"].options) == {
+        "keep_alive": 120.0,
+        "root_path": "/api",
+        "threads": 3,
+    }
+    found = refused(head + bad)
+    assert [each.line for each in found] == [7, 8, 9, 10]
+    assert found[0].message == 'unknown key; did you mean "keep_alive"?'
+
+
 # --- all at once -------------------------------------------------------------------------------
 
 
@@ -493,7 +548,6 @@ lisen = "foo"
         (29, "workers.jobs.options.say"),
         (31, "workers.'web server'"),
         (32, "workers.'web server'.comand"),
-        (33, "sockets.web"),
         (34, "sockets.web.lisen"),
     ]
     words = {each.key: each.message for each in found}
@@ -522,6 +576,15 @@ lisen = "foo"
         ("[workers.a]\nrun = 'a:b'\n[pools.p]\nulr = 'x'\n", [(4, "pools.p.ulr")]),
         ("[workers.a]\nrun = 'a:b'\n[workers.a-1]\nrun = 'a:b'\n", [(3, "workers.a-1")]),
         ("[workers.a]\nrun = 'a:b'\napp = 'a:b'\n", [(3, "workers.a.app")] * 2),
+        ("[workers.a]\napp = 'a:b'\n", [(2, "workers.a.app")]),
+        ("[workers.a]\napp = 'a:b'\nsockets = []\n", [(3, "workers.a.sockets")]),
+        (GROUP + "sockets = ['w']\n[sockets.w]\nbacklog = 1\n", [(4, "sockets.w")]),
+        (
+            GROUP + f"{SOCKET}mode = '0660'\nowner = 'app'\n",
+            [(5, "sockets.web.mode"), (6, "sockets.web.owner")],
+        ),
+        (GROUP + f"{SOCKET}[sockets.b]\n{LISTEN}", [(6, "sockets.b.listen")]),
+        (GROUP + "[sockets.a]\nlisten = 'systemd:a'\nbacklog = 3\n", [(5, "sockets.a.backlog")]),
         (
             "[workers.a]\nrun = 'a:b'\n[supervisor]\nabort_margin = '31s'\n",
             [(4, "supervisor.abort_margin")],
@@ -888,17 +951,17 @@ def test_prod_toml_shows_every_key() -> None:
     """Every key is in prod.toml; with all comments taken off, just the later ones are refused."""
     text = re.sub(r"(?m)^# (?=\w+ = |\[)", "", (CONF / "prod.toml").read_text())
     shown = set(re.findall(r"(?m)^(\w+) = ", text))
-    kinds = (SupervisorSettings, LogSettings, PoolSettings, GroupSettings)
+    kinds = (SupervisorSettings, LogSettings, PoolSettings, GroupSettings, SocketSettings)
     known = {each.name for kind in kinds for each in fields(kind) if each.metadata}
     later = {name for kind in kinds for name in LATER[kind]}
 
-    assert known | later | set(SOCKET_KEYS) <= shown | {"options"}
+    assert known | later | set(APP_OPTIONS) <= shown | {"options"}
 
 
 def test_the_later_keys_of_prod_toml_are_refused(refused: Refused) -> None:
     """What prod.toml marks as "not yet" is refused as that, and nothing else is wrong with it."""
     text = (CONF / "prod.toml").read_text()
-    text = re.sub(r"(?m)^# (?=.*# not yet|\[sockets)", "", text)
+    text = re.sub(r"(?m)^# (?=.*# not yet)", "", text)
     found = [each for each in refused(text) if "stands beside" not in each.message]
 
     assert len(found) == text.count("# not yet")

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from supervisor.config import Settings, load
 from supervisor.config.lines import KeyPath, Lines
-from supervisor.config.settings import LATER, GroupSettings, PoolSettings, SupervisorSettings
+from supervisor.config.settings import (
+    LATER,
+    GroupSettings,
+    PoolSettings,
+    SocketSettings,
+    SupervisorSettings,
+)
 from supervisor.config.values import Unfit, duration, expand, redacted
 from supervisor.errors import ConfigError
 
@@ -102,6 +108,7 @@ KEYS: dict[str, tuple[type[Any], str]] = {
     "supervisor": (SupervisorSettings, ""),
     "pools.main": (PoolSettings, "url = 'sqlite:///x.db'\n"),
     "workers.jobs": (GroupSettings, "run = 'a:b'\n"),
+    "sockets.web": (SocketSettings, "listen = '127.0.0.1:8000'\n"),
 }
 strings = st.sampled_from(
     [
@@ -149,8 +156,9 @@ def test_any_value_for_any_key(file: Path, data: st.DataObject) -> None:
     """Whatever TOML can write, each key takes it or refuses it in words."""
     text = ""
     for table, (kind, needed) in KEYS.items():
-        known = sorted({*(each.name for each in fields(kind)), *LATER[kind]} - {"url", "run"})
-        names = data.draw(st.lists(st.sampled_from(known), unique=True, max_size=4))
+        known = {*(each.name for each in fields(kind)), *LATER[kind]}
+        known -= {"url", "run", "app"} if kind is not SocketSettings else {"listen"}
+        names = data.draw(st.lists(st.sampled_from(sorted(known)), unique=True, max_size=4))
         lines = "".join(f"{name} = {data.draw(values)}\n" for name in names)
         text += f"[{table}]\n{needed}{lines}"
     assert tomllib.loads(text)
