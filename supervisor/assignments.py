@@ -89,6 +89,7 @@ def assignment(
         abort_margin=settings.supervisor.abort_margin,
         options=rules.options,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
+        figures=bool(settings.supervisor.listen),
     )
 
 

@@ -6,6 +6,7 @@ __all__ = [
     "AlreadyRunningError",
     "ConfigError",
     "InvariantError",
+    "ListenError",
     "NoSupervisorError",
     "Problem",
     "RefusedError",
@@ -77,6 +78,10 @@ class AlreadyRunningError(SupervisorError):
 
 class SpawnError(SupervisorError):
     """The operating system refused a process, a descriptor or a socket."""
+
+
+class ListenError(SupervisorError):
+    """An address cannot be listened on; that may pass, so it is no mistake of the file's."""
 
 
 class WireError(SupervisorError):

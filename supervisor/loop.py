@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import zmq
 
@@ -38,9 +38,13 @@ from supervisor.processes import (
     reserve_descriptors,
 )
 from supervisor.signals import Signals
-from supervisor.status import Reports, group_status, worker_status
+from supervisor.status import Answer, Reports, group_status, worker_status
+
+if TYPE_CHECKING:
+    from supervisor.monitoring import Monitoring
 
 FOLLOWERS_BATCH = 500  # events
+MONITORING_DESCRIPTORS = 136  # as many connections as `http` allows, and its own
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
@@ -71,6 +75,7 @@ class Supervisor:
         AlreadyRunningError: a supervisor of this name runs.
         ConfigError: `runtime_dir` cannot be used.
         SpawnError: the operating system does not allow that many workers.
+        ListenError: the address for metrics and health cannot be listened on.
     """
 
     def __init__(
@@ -90,10 +95,6 @@ class Supervisor:
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
-        reserve_descriptors(sum(group.count for group in settings.groups.values()))
-        self._signals = Signals()
-        self._processes = Processes(spare)
-        self._control = Control(runtime_dir, self._dropped)
         self._journal = Journal()
         self._fleet = Fleet(
             group_specs(settings),
@@ -101,6 +102,14 @@ class Supervisor:
             abort_margin=settings.supervisor.abort_margin,
             draw=random.random,
         )
+        self._monitoring = self._monitored(settings.supervisor.listen)
+        reserve_descriptors(
+            sum(group.count for group in settings.groups.values()),
+            MONITORING_DESCRIPTORS if self._monitoring is not None else 0,
+        )
+        self._signals = Signals()
+        self._processes = Processes(spare)
+        self._control = Control(runtime_dir, self._dropped)
         self._counts: dict[str, int] = {}  # of groups that were scaled
         self._lending = Lending(self._control.to_worker)
         self._lending.change(settings.budget_terms())
@@ -125,7 +134,12 @@ class Supervisor:
             poller.register(readable, zmq.POLLIN)
         for descriptor in (self._processes.fileno(), self._signals.fileno()):
             poller.register(descriptor, zmq.POLLIN)
+        if self._monitoring is not None:
+            poller.register(self._monitoring.fileno(), zmq.POLLIN)
+            self._log.info("supervisor.listening", url=self._monitoring.url)
         self._carry_out(self._fleet.start(time.monotonic()))
+        if self._monitoring is not None:
+            self._monitoring.warm_up()  # while the application is imported elsewhere
         while self._finish is None:
             ready = dict(poller.poll(self._poll_timeout()))
             self._turn(ready)
@@ -142,6 +156,7 @@ class Supervisor:
                 self._processes.next_deadline(),
                 self._lending.next_deadline(),
                 self._reports.next_deadline(),
+                None if self._monitoring is None else self._monitoring.next_deadline(),
             )
             if due is not None
         ]
@@ -165,6 +180,8 @@ class Supervisor:
                 self._client_request(client, request)
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
+        if self._monitoring is not None:
+            self._monitoring.turn(time.monotonic())
         self._answer_inquiries(time.monotonic())
         self._feed_followers()
 
@@ -242,6 +259,8 @@ class Supervisor:
                 self._control.to_worker(worker, protocol.Farewell())
             case protocol.Report():
                 self._reports.heard(worker, message)
+                if self._monitoring is not None:
+                    self._monitoring.heard(worker, message)
             case protocol.LeakFound():
                 self._leak_found(worker, message)
             case protocol.Usage():
@@ -282,7 +301,7 @@ class Supervisor:
                 case signal.SIGHUP:
                     self._reload()
                 case signal.SIGUSR1:
-                    self._inquire(None)
+                    self._inquire(lambda status: self._log.info("supervisor.status", **status))
                 case signal.SIGUSR2:
                     self._dump_all()
                 case _:  # SIGCHLD
@@ -300,7 +319,9 @@ class Supervisor:
     def _client_request(self, client: bytes, request: Any) -> None:
         match request:
             case protocol.GetStatus():
-                self._inquire(client)
+                self._inquire(
+                    lambda status: self._control.to_client(client, protocol.Answer(status))
+                )
             case protocol.FetchEvents():
                 if request.follow:
                     self._reading.pop(client, None)
@@ -406,7 +427,7 @@ class Supervisor:
             settings.problem(
                 ("supervisor", key), "is for the whole life of a supervisor: restart it"
             )
-            for key in ("name", "runtime_dir")
+            for key in ("name", "runtime_dir", "listen")
             if getattr(settings.supervisor, key) != getattr(before, key)
         ]
         if problems:
@@ -448,7 +469,7 @@ class Supervisor:
 
     # --- status ----------------------------------------------------------------------------------
 
-    def _inquire(self, client: bytes | None) -> None:
+    def _inquire(self, answer: Answer) -> None:
         """Ask every worker what it has in hand, then answer; the silent are not waited for."""
         serial = self._reports.next_serial()
         asked = [
@@ -456,15 +477,11 @@ class Supervisor:
             for worker in self._fleet.snapshot().workers
             if self._control.to_worker(worker.id, protocol.Inquire(serial))
         ]
-        self._reports.inquire(serial, client, asked)
+        self._reports.inquire(serial, answer, asked)
 
     def _answer_inquiries(self, now: float) -> None:
-        for client in self._reports.answerable(now):
-            status = self._status(now)
-            if client is None:
-                self._log.info("supervisor.status", **status)
-            else:
-                self._control.to_client(client, protocol.Answer(status))
+        for answer in self._reports.answerable(now):
+            answer(self._status(now))
 
     def _status(self, now: float) -> dict[str, Any]:
         fleet = self._fleet.snapshot()
@@ -491,6 +508,25 @@ class Supervisor:
                 for pool, terms in self._lending.terms().items()
             },
         }
+
+    def _monitored(self, address: str) -> Monitoring | None:
+        """Return what answers over HTTP; who does not want that does not pay for it."""
+        if not address:
+            return None
+        from supervisor.monitoring import Monitoring
+
+        return Monitoring(
+            address,
+            snapshot=self._fleet.snapshot,
+            inquire=self._inquire,
+            newest=self._journal.newest,
+            max_idle=lambda: {
+                group: {
+                    name: pool.max_idle for name, pool in self._settings.pools_of(group).items()
+                }
+                for group in self._settings.groups
+            },
+        )
 
     # --- what to do ------------------------------------------------------------------------------
 
@@ -549,6 +585,8 @@ class Supervisor:
         """Put an event into the journal, and into the log as one line."""
         event = {"time": log.timestamp(), "event": announce.event, **announce.fields}
         self._journal.append(event)
+        if self._monitoring is not None:
+            self._monitoring.event(event)
         level = _LEVELS.get(announce.event, "info")
         getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
         match announce.event:
@@ -584,6 +622,8 @@ class Supervisor:
         self._journal.ended = True
         for client, after in (self._reading | self._followers).items():
             self._control.to_client(client, self._journal.after(after, CAPACITY))
+        if self._monitoring is not None:
+            self._monitoring.close()
         self._on_finish(self._finish)
         self._processes.close()
         self._control.close()

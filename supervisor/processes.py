@@ -516,8 +516,10 @@ class Processes:
             self._epoll.unregister(fd)
 
 
-def reserve_descriptors(workers: int) -> None:
+def reserve_descriptors(workers: int, others: int = 0) -> None:
     """Raise this process's limit of open descriptors, and demand that it holds so many workers.
+
+    `others` are descriptors beside theirs and the usual ones.
 
     To run out of them later would be fatal: ZeroMQ aborts the process that cannot accept.
 
@@ -525,7 +527,7 @@ def reserve_descriptors(workers: int) -> None:
         SpawnError: it cannot be raised that far.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = OWN_DESCRIPTORS + workers * WORKER_DESCRIPTORS
+    needed = OWN_DESCRIPTORS + others + workers * WORKER_DESCRIPTORS
     if needed > most:
         raise SpawnError(
             f"{workers} workers need {needed} open descriptors, and the limit is {most}; "

@@ -11,6 +11,9 @@ line). Deadlines are absolute CLOCK_MONOTONIC seconds: one clock for all process
 from __future__ import annotations
 
 __all__ = [
+    "JOB_SECONDS",
+    "OTHER",
+    "POOL_SECONDS",
     "VERSION",
     "Accepted",
     "Acknowledged",
@@ -24,6 +27,7 @@ __all__ = [
     "Failed",
     "Farewell",
     "FetchEvents",
+    "Figures",
     "Fork",
     "FromClient",
     "FromTemplate",
@@ -35,8 +39,10 @@ __all__ = [
     "LeakFound",
     "Load",
     "Loaded",
+    "Metric",
     "PoolSettings",
     "PoolStats",
+    "PoolTimings",
     "Ready",
     "Refused",
     "Reload",
@@ -45,6 +51,7 @@ __all__ = [
     "Scale",
     "Stop",
     "Stopping",
+    "Timings",
     "ToClient",
     "ToTemplate",
     "ToWorker",
@@ -55,7 +62,7 @@ __all__ = [
     "to_builtins",
 ]
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -131,6 +138,58 @@ class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
     leaked: tuple[Leak, ...] = ()
 
 
+# --- what a worker has measured since its start --------------------------------------------------
+
+# Upper bounds of the buckets, in seconds; the last bucket, above every bound, has none.
+POOL_SECONDS = (
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+JOB_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+
+OTHER = "other"  # what the labels of those series say that were too many to be told apart
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """A histogram: how many fell into each bucket (not cumulated), and the sum of their seconds."""
+
+    counts: tuple[int, ...]
+    sum: float
+
+
+class PoolTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long callers waited for a pool, how long they kept, how long it took to connect."""
+
+    wait: Timings
+    use: Timings
+    create: Timings
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of the application's own.
+
+    `series` has the labels' values, in the order of `labels`, and the figures: one number, or for a
+    histogram the counts of its buckets (not cumulated) and then the sum.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    series: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What metrics need beside what a status shows; all but gauges has grown since the start."""
+
+    jobs_cancelled: int
+    job_seconds: Timings
+    pools: dict[str, PoolTimings]
+    own: tuple[Metric, ...] = ()
+
+
 # --- supervisor to template --------------------------------------------------------------------
 
 
@@ -153,7 +212,10 @@ class Load(Message, frozen=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a new worker is told: who it is, whom it answers, what it runs, with what."""
+    """All that a new worker is told: who it is, whom it answers, what it runs, with what.
+
+    `figures` asks for these with each report, and for a last report before `Drained`.
+    """
 
     worker: str
     group: str
@@ -166,6 +228,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     abort_margin: float
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
+    figures: bool = False
 
 
 class Fork(Message, frozen=True):
@@ -217,13 +280,17 @@ class Acknowledged(Message, frozen=True):
 
 
 class Report(Message, frozen=True, kw_only=True):
-    """What a worker has in hand at this moment; the answer to `Inquire`."""
+    """What a worker has in hand at this moment; the answer to `Inquire`.
+
+    One with number 0 was not asked for: it is sent before `Drained` where figures are wanted.
+    """
 
     number: int
     in_flight: int
     jobs_done: int
     jobs_failed: int
     pools: dict[str, PoolStats]
+    figures: Figures | None = None
 
 
 class Failed(Message, frozen=True):

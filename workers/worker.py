@@ -6,13 +6,18 @@ __all__ = ["Job", "Worker"]
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
+from supervisor.protocol import JOB_SECONDS
 from workers.context import Cancelled, Context
 from workers.pool import Pool
 from workers.waitgroup import WaitGroup
+
+if TYPE_CHECKING:
+    from workers.metrics import Metrics
 
 _Outcome = Literal["done", "failed", "cancelled"]
 
@@ -50,6 +55,17 @@ class Job:
         self._ledger.end(self, outcome)
 
 
+class Tally(NamedTuple):
+    """What became of the jobs, all at the same moment."""
+
+    in_flight: int
+    done: int
+    failed: int
+    cancelled: int
+    counts: tuple[int, ...]  # by how long they took: those of JOB_SECONDS, and above
+    seconds: float
+
+
 class _Ledger:
     """The jobs in flight and how the others came out. Any thread."""
 
@@ -58,15 +74,21 @@ class _Ledger:
         self._waiters: list[Context] = []  # contexts that end when nothing is in flight
         self._jobs: dict[int, Job] = {}
         self.outcomes: dict[_Outcome, int] = {"done": 0, "failed": 0, "cancelled": 0}
+        self._counts = [0] * (len(JOB_SECONDS) + 1)
+        self._seconds = 0.0
 
     def begin(self, job: Job) -> None:
         with self._lock:
             self._jobs[id(job)] = job
 
     def end(self, job: Job, outcome: _Outcome) -> None:
+        seconds = time.monotonic() - job.since
+        bucket = bisect_left(JOB_SECONDS, seconds)
         with self._lock:
             del self._jobs[id(job)]
             self.outcomes[outcome] += 1
+            self._counts[bucket] += 1
+            self._seconds += seconds
             waiters = [] if self._jobs else self._waiters
             if waiters:
                 self._waiters = []
@@ -76,6 +98,17 @@ class _Ledger:
     def in_flight(self) -> list[Job]:
         with self._lock:
             return list(self._jobs.values())
+
+    def tally(self) -> Tally:
+        with self._lock:
+            return Tally(
+                len(self._jobs),
+                self.outcomes["done"],
+                self.outcomes["failed"],
+                self.outcomes["cancelled"],
+                tuple(self._counts),
+                self._seconds,
+            )
 
     def wait(self, ctx: Context) -> None:
         """Return when nothing is in flight, or when the context ends."""
@@ -101,6 +134,7 @@ class Worker:
         sockets: shared listening sockets by name.
         wg: a WaitGroup for its threads and tasks; the worker is drained when it is empty.
         log: a structlog logger that names the worker in each line.
+        metrics: its own metrics, which `/metrics` shows summed over the workers of a group.
     """
 
     def __init__(
@@ -126,6 +160,8 @@ class Worker:
         self.log = log
         self._on_ready = on_ready
         self._ready = threading.Lock()
+        self._lock = threading.Lock()
+        self._metrics: Metrics | None = None
         self.jobs = _Ledger()
 
     def ready(self) -> None:
@@ -136,6 +172,21 @@ class Worker:
     def job(self, name: str) -> Job:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""
         return Job(self.jobs, name, self.ctx.with_cancel())
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where metrics of the application's own are declared; see `workers.metrics`."""
+        with self._lock:
+            if self._metrics is None:
+                from workers.metrics import Metrics
+
+                self._metrics = Metrics(self.log)
+            return self._metrics
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anybody has asked for `metrics`."""
+        return self._metrics is not None
 
     @property
     def is_cancelled(self) -> bool:

@@ -39,6 +39,7 @@ class Slot:
     finished: bool = False  # its last worker ended as it should, and wants no successor
     attempt: int = 0  # restarts since the last quiet window: the exponent of the back-off
     births: int = 0
+    lost: str = ""  # how its last worker ended uninvited, in the words of metrics
     recycle_due: float | None = None  # when its worker is old enough to be replaced
 
     @property

@@ -105,6 +105,7 @@ class Worker:
         terms: how much time it has to end.
         now: when its spawn was asked for.
         outbox: where actions are put.
+        reason: why it takes the place of another one; "" where it does not.
     """
 
     __slots__ = (
@@ -122,7 +123,9 @@ class Worker:
         "history",
         "id",
         "kill_reason",
+        "leaving",
         "pid",
+        "reason",
         "reports",
         "spawned_at",
         "state",
@@ -138,10 +141,12 @@ class Worker:
         terms: Terms,
         now: float,
         outbox: list[ac.Action],
+        reason: str = "",
     ) -> None:
         self.id = worker_id
         self.group = group
         self.generation = generation
+        self.reason = reason
         self.pid: int | None = None
         self.state = State.SPAWNING
         self.spawned_at = now
@@ -152,6 +157,7 @@ class Worker:
         self.fault = ""  # why it counts as failed even when it ends with code 0
         self.failed = False  # settled by its end
         self.kill_reason = ""
+        self.leaving = ""  # who else told it to end
         self._abort_margin = 0.0  # this and the cause are what it is told beside the deadline
         self._cause = ""
         self._ready_timeout = ready_timeout
@@ -194,6 +200,7 @@ class Worker:
             case ev.WorkerFailed():
                 self._raised(report, now)
             case ev.WorkerLeaving():
+                self.leaving = report.why
                 self.cancel(self._terms.notice(now, report.why), now)
             case ev.StacksTaken():
                 self._kill(report.stacks, report.missing, now)
@@ -206,7 +213,7 @@ class Worker:
     def _born(self, pid: int, now: float) -> None:
         self.pid = pid
         self.history[Step.SPAWNED] = now
-        self._announce("worker.spawned")
+        self._announce("worker.spawned", **({"reason": self.reason} if self.reason else {}))
         if self.state is State.EVICTED:
             if self.deadline == NEVER:  # it was given up for being late, and here it is
                 self._take(self._terms.notice(now, self.fault))
