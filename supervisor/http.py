@@ -69,6 +69,7 @@ class _Connection:
     deadline: float
     parser: h11.Connection
     is_head: bool = False  # its request wants no body
+    asked: Request | None = None  # what is to be answered
     mask: int = select.EPOLLIN
     out: list[memoryview] = field(default_factory=list)  # bytes that wait to be sent, in order
 
@@ -209,7 +210,8 @@ class Http:
                 accept = ",".join(
                     value.decode("latin-1") for name, value in event.headers if name == b"accept"
                 )
-                yield Request(path, accept, connection)
+                connection.asked = Request(path, accept, connection)
+                yield connection.asked
         except h11.RemoteProtocolError as exc:
             self._refuse(connection, exc.error_status_hint, f"not a request: {exc}", now)
 
@@ -228,7 +230,8 @@ class Http:
     def answer(self, request: Request, answer: Answer, now: float) -> None:
         """Send an answer, unless who has asked is gone. Never blocks."""
         connection = request.connection
-        if self._connections.get(connection.fd) is connection:
+        if self._connections.get(connection.fd) is connection and connection.asked is request:
+            connection.asked = None
             self._say(connection, answer, now)
 
     def _refuse(self, connection: _Connection, status: int, why: str, now: float) -> None:

@@ -520,6 +520,9 @@ class Supervisor:
             snapshot=self._fleet.snapshot,
             inquire=self._inquire,
             newest=self._journal.newest,
+            complain=lambda metric, why: self._log.warning(
+                "metric.doubtful", metric=metric, why=why
+            ),
             max_idle=lambda: {
                 group: {
                     name: pool.max_idle for name, pool in self._settings.pools_of(group).items()

@@ -11,16 +11,16 @@ __all__ = ["Buckets", "Family", "Metrics"]
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.core.ledger import Key, Ledger, Vector
+from supervisor.core.ledger import Key, Ledger, Vector, add
 from supervisor.protocol import JOB_SECONDS, OTHER, POOL_SECONDS, Figures, Metric, Report, Timings
 
 # Of one metric of the application's own, in all groups; what comes later counts as OTHER.
 MAX_SERIES = 1000
-MAX_OWN = 200  # metrics of the applications' own; what comes later is left out
+MAX_OWN = 200  # declarations of the applications' own; what comes later is left out
 
 STATES = ("starting", "ready", "draining", "drained", "exited", "failed")
 RESTART_REASONS = ("exited", "failed", "killed", "hung", "recycled", "rolled")
@@ -53,9 +53,14 @@ class Family:
 
 
 class Metrics:
-    """The figures of one supervisor since its start. Written by its own methods."""
+    """The figures of one supervisor since its start. Written by its own methods.
 
-    def __init__(self) -> None:
+    Args:
+        complain: told once the name of an application's metric that is not shown as it was
+            declared, and why.
+    """
+
+    def __init__(self, complain: Callable[[str, str], object]) -> None:
         self._ledger = Ledger()
         self._restarts: Counter[Key] = Counter()
         self._kills: Counter[Key] = Counter()
@@ -64,7 +69,7 @@ class Metrics:
         self._drains = [0] * (len(DRAIN_SECONDS) + 1)
         self._drain_seconds = 0.0
         self._group_of: dict[str, str] = {}  # living workers
-        self._own = _Own()
+        self._own = _Own(complain)
 
     # --- what has happened -------------------------------------------------------------------------
 
@@ -253,52 +258,57 @@ def _of_pools(
 
 
 class _Own:
-    """The applications' own metrics: who declared what, and how many series there are."""
+    """The applications' own metrics: in which words they were declared, and their gauges.
 
-    def __init__(self) -> None:
-        self._declared: dict[str, Metric] = {}  # the first declaration of a name holds
-        self._known: defaultdict[str, set[Key]] = defaultdict(set)
+    A metric that is declared in other words than before (by new code after a reload, or by another
+    group) is another one of the same name; the newest of a name is shown.
+    """
+
+    def __init__(self, complain: Callable[[str, str], object]) -> None:
+        self._complain = complain
+        self._declared: list[Metric] = []
+        self._number_of: dict[Key, int] = {}  # of a declaration, in _declared; -1: one too many
+        self._known: defaultdict[int, set[Key]] = defaultdict(set)  # series, by declaration
         self._gauges: dict[str, dict[Key, float]] = {}  # by living worker
 
     def heard(self, worker: str, group: str, figures: Figures) -> dict[Key, Vector]:
         """Take note of the gauges; return what is counted."""
-        counted: dict[Key, Vector] = {}
+        found: dict[Key, Vector] = {}
         gauges: dict[Key, float] = {}
         for metric in figures.own:
-            if not self._is_as_declared(metric):
-                continue
+            number = self._number(metric)
             size = len(metric.bounds) + 2 if metric.kind == "histogram" else 1
             for labels, values in metric.series:
-                if len(labels) != len(metric.labels) or len(values) != size:
+                if number < 0 or len(labels) != len(metric.labels) or len(values) != size:
                     continue
-                key = self._bounded(metric.name, (group, *labels))
+                key = ("own", str(number), *self._bounded(number, (group, *labels)))
                 if metric.kind == "gauge":
-                    gauges["own", metric.name, *key] = (
-                        gauges.get(("own", metric.name, *key), 0.0) + values[0]
-                    )
+                    gauges[key] = gauges.get(key, 0.0) + values[0]
                 else:
-                    before = counted.get(("own", metric.name, *key), (0.0,) * size)
-                    counted["own", metric.name, *key] = tuple(
-                        map(sum, zip(before, values, strict=True))
-                    )
+                    found[key] = add(found.get(key), values)
         self._gauges[worker] = gauges
-        return counted
+        return found
 
-    def _is_as_declared(self, metric: Metric) -> bool:
-        known = self._declared.get(metric.name)
-        if known is None:
-            if len(self._declared) >= MAX_OWN:
-                return False
-            known = self._declared[metric.name] = metric
-        return all(getattr(known, w) == getattr(metric, w) for w in ("kind", "labels", "bounds"))
+    def _number(self, metric: Metric) -> int:
+        words = (metric.name, metric.kind, *metric.labels, *map(str, metric.bounds))
+        number = self._number_of.get(words)
+        if number is None:
+            number = len(self._declared) if len(self._declared) < MAX_OWN else -1
+            self._number_of[words] = number
+            if number < 0:
+                self._complain(metric.name, f"left out: there are {MAX_OWN} already")
+                return number
+            if any(metric.name == other.name for other in self._declared):
+                self._complain(metric.name, "declared in other words: the newest are shown")
+            self._declared.append(metric)
+        return number
 
-    def _bounded(self, name: str, key: Key) -> Key:
-        known = self._known[name]
-        if key in known:
-            return key
-        if len(known) >= MAX_SERIES:
-            return (key[0], *(OTHER for _ in key[1:]))
-        known.add(key)
+    def _bounded(self, number: int, key: Key) -> Key:
+        known = self._known[number]
+        if key not in known:
+            if len(known) >= MAX_SERIES:
+                return (key[0], *(OTHER for _ in key[1:]))
+            known.add(key)
         return key
 
     def forget(self, worker: str) -> None:
@@ -307,23 +317,28 @@ class _Own:
 
     def families(self, totals: Mapping[Key, Vector]) -> Iterator[Family]:
         """Return them with their figures; a name that is declared but has none is left out."""
-        by_name: defaultdict[str, dict[Key, float | Buckets]] = defaultdict(dict)
+        found: defaultdict[str, dict[Key, Vector]] = defaultdict(dict)
         for key, vector in totals.items():
             if key[0] == "own":
-                bounds = self._declared[key[1]].bounds
-                is_histogram = self._declared[key[1]].kind == "histogram"
-                by_name[key[1]][key[2:]] = _buckets(vector, bounds) if is_histogram else vector[0]
+                found[key[1]][key[2:]] = vector
         for gauges in self._gauges.values():
             for key, value in gauges.items():
-                series = by_name[key[1]]
-                before = series.get(key[2:], 0.0)
-                assert not isinstance(before, Buckets)
-                series[key[2:]] = before + value
-        for name, metric in self._declared.items():
-            full = f"{name}_total" if metric.kind == "counter" else name
-            if by_name[name]:
-                labels = ("group", *metric.labels)
-                yield Family(full, metric.kind, metric.help, labels, by_name[name])
+                found[key[1]][key[2:]] = add(found[key[1]].get(key[2:]), (value,))
+        shown = {metric.name: number for number, metric in enumerate(self._declared)}
+        for name, number in shown.items():
+            metric, series = self._declared[number], found.get(str(number))
+            if series:
+                is_histogram = metric.kind == "histogram"
+                yield Family(
+                    f"{name}_total" if metric.kind == "counter" else name,
+                    metric.kind,
+                    metric.help,
+                    ("group", *metric.labels),
+                    {
+                        k: _buckets(v, metric.bounds) if is_histogram else v[0]
+                        for k, v in series.items()
+                    },
+                )
 
 
 def _note(

@@ -52,6 +52,7 @@ class Monitoring:
         inquire: asks the workers, and soon calls what it is given with the status that comes of it.
         newest: returns so many of the last life-cycle events, oldest first.
         max_idle: returns the pools of each group and their `max_idle`, as configured.
+        complain: told of a metric of the application's own that is not shown as declared, and why.
 
     Raises:
         ListenError: the address cannot be listened on.
@@ -65,13 +66,14 @@ class Monitoring:
         inquire: Callable[[Callable[[dict[str, Any]], object]], object],
         newest: Callable[[int], list[dict[str, Any]]],
         max_idle: Callable[[], Mapping[str, Mapping[str, int]]],
+        complain: Callable[[str, str], object],
     ) -> None:
         self._http = Http(address)
         self._snapshot = snapshot
         self._inquire = inquire
         self._newest = newest
         self._max_idle = max_idle
-        self._metrics = Metrics()
+        self._metrics = Metrics(complain)
         self._waiting: list[Request] = []  # for the next inquiry
         self._asked: list[Request] = []  # for the one under way
         self._rests_until = 0.0

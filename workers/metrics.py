@@ -191,9 +191,9 @@ class Metrics:
         self._size = 0  # series in all; written under the lock
 
     @overload
-    def counter(self, name: str, help: str) -> Counter: ...  # noqa: A002
+    def counter(self, name: str, help: str) -> Counter: ...
     @overload
-    def counter(self, name: str, help: str, labels: Iterable[str]) -> Family[Counter]: ...  # noqa: A002
+    def counter(self, name: str, help: str, labels: Iterable[str]) -> Family[Counter]: ...
     def counter(
         self,
         name: str,
@@ -214,9 +214,9 @@ class Metrics:
         return self._declare(words, Counter)
 
     @overload
-    def gauge(self, name: str, help: str) -> Gauge: ...  # noqa: A002
+    def gauge(self, name: str, help: str) -> Gauge: ...
     @overload
-    def gauge(self, name: str, help: str, labels: Iterable[str]) -> Family[Gauge]: ...  # noqa: A002
+    def gauge(self, name: str, help: str, labels: Iterable[str]) -> Family[Gauge]: ...
     def gauge(
         self,
         name: str,
@@ -230,7 +230,7 @@ class Metrics:
     def histogram(
         self,
         name: str,
-        help: str,  # noqa: A002
+        help: str,
         *,
         buckets: Iterable[float] = ...,
     ) -> Histogram: ...
@@ -238,7 +238,7 @@ class Metrics:
     def histogram(
         self,
         name: str,
-        help: str,  # noqa: A002
+        help: str,
         labels: Iterable[str],
         buckets: Iterable[float] = ...,
     ) -> Family[Histogram]: ...

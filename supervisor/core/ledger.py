@@ -10,7 +10,7 @@ its worker was entered, or after its end, does not count at all.
 
 from __future__ import annotations
 
-__all__ = ["Key", "Ledger", "Vector"]
+__all__ = ["Key", "Ledger", "Vector", "add"]
 
 from collections.abc import Mapping
 
@@ -41,16 +41,17 @@ class Ledger:
     def close(self, worker: str) -> None:
         """End a worker's account; what it had counted stays."""
         for key, counted in self._living.pop(worker, {}).items():
-            self._dead[key] = _sum(self._dead.get(key), counted)
+            self._dead[key] = add(self._dead.get(key), counted)
 
     def totals(self) -> dict[Key, Vector]:
         """Return the totals as they are now."""
         totals = self._dead.copy()
         for account in self._living.values():
             for key, counted in account.items():
-                totals[key] = _sum(totals.get(key), counted)
+                totals[key] = add(totals.get(key), counted)
         return totals
 
 
-def _sum(one: Vector | None, other: Vector) -> Vector:
+def add(one: Vector | None, other: Vector) -> Vector:
+    """Return the sum of two vectors of one length; None stands for zeros."""
     return other if one is None else tuple(a + b for a, b in zip(one, other, strict=True))
