@@ -138,8 +138,6 @@ class Supervisor:
             poller.register(self._monitoring.fileno(), zmq.POLLIN)
             self._log.info("supervisor.listening", url=self._monitoring.url)
         self._carry_out(self._fleet.start(time.monotonic()))
-        if self._monitoring is not None:
-            self._monitoring.warm_up()  # while the application is imported elsewhere
         while self._finish is None:
             ready = dict(poller.poll(self._poll_timeout()))
             self._turn(ready)
@@ -588,8 +586,6 @@ class Supervisor:
         """Put an event into the journal, and into the log as one line."""
         event = {"time": log.timestamp(), "event": announce.event, **announce.fields}
         self._journal.append(event)
-        if self._monitoring is not None:
-            self._monitoring.event(event)
         level = _LEVELS.get(announce.event, "info")
         getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
         match announce.event:
@@ -602,6 +598,8 @@ class Supervisor:
                 self._on_ready()
             case _:
                 pass
+        if self._monitoring is not None:
+            self._monitoring.event(event)
 
     def _forget(self, worker: str) -> None:
         self._control.forget(worker)

@@ -80,17 +80,14 @@ class Monitoring:
         self._page: Answer | None = None
         self.url = self._http.url
 
-    def warm_up(self) -> None:
-        """Import what the first scrape would have to wait for."""
-        from supervisor import exposition  # noqa: F401
-
-        self._page = _page()
-
     # --- what the supervisor tells -------------------------------------------------------------------
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Count a life-cycle event."""
         self._metrics.event(event["event"], event)
+        if event["event"] == "supervisor.ready":
+            # The first scrape would wait for this import, and so would the start, were it earlier.
+            from supervisor import exposition  # noqa: F401
 
     def heard(self, worker: str, report: Report) -> None:
         """Take what a worker has reported."""
