@@ -17,9 +17,12 @@ from prometheus_client.utils import floatToGoString
 
 from supervisor.metrics import Buckets, Family
 
+_OPENMETRICS = "application/openmetrics-text"
 
-def exposition(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
-    """Return the text and its media type, in the format that `accept` (a header's value) prefers."""
+
+def exposition(families: Iterable[Family], media_type: str) -> tuple[bytes, str]:
+    """Return the text and its full media type: "application/openmetrics-text", else Prometheus's own format."""
+    accept = f"{_OPENMETRICS}; version=1.0.0" if media_type == _OPENMETRICS else ""
     encode, media_type = written.choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(families))

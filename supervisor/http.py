@@ -131,8 +131,9 @@ class Http:
                 self._write(connection, now)
             else:
                 yield from self._read(connection, now)
-        while self._pipelined:
-            connection = self._pipelined.pop()
+        # One of each in a turn, or few who send many would have the loop for themselves.
+        pipelined, self._pipelined = self._pipelined, []
+        for connection in pipelined:
             if self._connections.get(connection.fd) is connection:
                 yield from self._parse(connection, now)
         self._expire(now)

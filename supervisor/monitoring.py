@@ -30,6 +30,7 @@ MAX_EVENTS = 30  # shown on the page
 MAX_DETAIL = 300  # characters
 
 _ASKING = ("/metrics", "/status.json")  # what workers are asked for
+_OPENMETRICS = "application/openmetrics-text"
 _PLAIN = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 _FATES = {
     "exited": "had ended",
@@ -76,7 +77,9 @@ class Monitoring:
         self._metrics = Metrics(complain)
         self._waiting: list[Request] = []  # for the next inquiry
         self._asked: list[Request] = []  # for the one under way
+        self._began = 0.0  # in the thread's own time: what the work is measured by
         self._rests_until = 0.0
+        self._readiness: Answer | None = None  # in this turn
         self._page: Answer | None = None
         self.url = self._http.url
 
@@ -108,6 +111,7 @@ class Monitoring:
 
     def turn(self, now: float) -> None:
         """Answer what can be answered, and ask the workers for the rest. Never blocks."""
+        self._readiness = None
         for request in self._http.requests(now):
             if request.path in _ASKING:
                 self._waiting.append(request)
@@ -115,6 +119,7 @@ class Monitoring:
                 self._http.answer(request, self._answer(request.path), now)
         if self._waiting and not self._asked and self._rests_until <= now:
             self._asked, self._waiting = self._waiting, []
+            self._began = time.thread_time()
             self._inquire(self._inquired)
 
     def _answer(self, path: str) -> Answer:
@@ -122,8 +127,10 @@ class Monitoring:
             case "/healthz":
                 return Answer(200, b"ok\n", headers=_PLAIN)
             case "/readyz":
-                is_ready, why = readiness(self._snapshot())
-                return _json(why, 200 if is_ready else 503)
+                if self._readiness is None:
+                    is_ready, why = readiness(self._snapshot())
+                    self._readiness = _json(why, 200 if is_ready else 503)
+                return self._readiness
             case "/":
                 self._page = self._page or _page()
                 return self._page
@@ -133,26 +140,26 @@ class Monitoring:
 
     def _inquired(self, status: dict[str, Any]) -> None:
         """Answer who has waited for this status; what several want is made once."""
-        began = time.monotonic()
-        asked, self._asked = self._asked, []
-        made: dict[tuple[str, str], Answer] = {}
-        for request in asked:
-            key = (request.path, request.accept if request.path == "/metrics" else "")
-            answer = made.get(key)
-            if answer is None:
-                answer = made[key] = self._made(request, status)
-            self._http.answer(request, answer, began)
         now = time.monotonic()
-        self._rests_until = now + REST * (now - began)
+        asked, self._asked = self._asked, []
+        made: dict[str, Answer] = {}
+        for request in asked:
+            wanted = request.path
+            if wanted == "/metrics" and _OPENMETRICS in request.accept:
+                wanted = _OPENMETRICS
+            if wanted not in made:
+                made[wanted] = self._made(wanted, status)
+            self._http.answer(request, made[wanted], now)
+        self._rests_until = now + REST * (time.thread_time() - self._began)
 
-    def _made(self, request: Request, status: dict[str, Any]) -> Answer:
-        if request.path == "/status.json":
+    def _made(self, wanted: str, status: dict[str, Any]) -> Answer:
+        if wanted == "/status.json":
             events = [_shown(event) for event in self._newest(MAX_EVENTS)]
             return _json({**status, "events": events}, 200)
         from supervisor.exposition import exposition
 
         families = self._metrics.families(status, self._max_idle())
-        text, media_type = exposition(families, request.accept)
+        text, media_type = exposition(families, wanted)
         return Answer(200, text, media_type, _PLAIN)
 
     def close(self) -> None:

@@ -140,7 +140,7 @@ def test_every_promised_family_is_there_from_the_start_at_zero(metrics):
     [
         ("", parse_text, "text/plain"),
         (
-            "application/openmetrics-text; version=1.0.0",
+            "application/openmetrics-text",
             parse_openmetrics,
             "application/openmetrics",
         ),
