@@ -103,10 +103,13 @@ class Histogram(_Series):
         Raises:
             ValueError: it is no finite number.
         """
-        index = bisect_left(self._bounds, _finite(value))
+        if not -inf < value < inf:
+            raise ValueError(f"{value!r} is no finite number")
+        index = bisect_left(self._bounds, value)
+        figures = self.figures
         with self._lock:
-            self.figures[index] += 1
-            self.figures[-1] += value
+            figures[index] += 1
+            figures[-1] += value
 
 
 _S = TypeVar("_S", bound=_Series)
@@ -143,6 +146,12 @@ class Family(Generic[_S]):
         Raises:
             ValueError: these are not exactly the labels that were declared.
         """
+        try:
+            known = self._series.get(values)  # type: ignore[arg-type]  # texts are found as they are
+        except TypeError:  # a value that has no hash
+            known = None
+        if known is not None and not by_name:
+            return known
         names = self.words.labels
         if by_name and not values and by_name.keys() == set(names):
             values = tuple(by_name[name] for name in names)
