@@ -330,9 +330,7 @@ class _Runtime:
                 held_seconds=round(time.monotonic() - job.since, 3),
             )
         if self._assignment.figures:
-            self._link.send(
-                self._report(0)
-            )  # before its last words: what was measured must not be lost
+            self._link.send(self._report(0))  # so that nothing that was counted is lost
         self._link.finish(Drained(reports=reports), FAREWELL)
 
     def _wait_for_threads(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from supervisor.core.ledger import Key, Ledger, Vector, add
 
@@ -32,6 +33,15 @@ def test_a_report_replaces_the_one_before():
     assert ledger.totals() == {JOBS: (4, 1)}
 
 
+def test_an_old_report_that_comes_late_takes_nothing_back():
+    """Each number counts for the most that its worker has ever said."""
+    ledger = Ledger()
+    ledger.enter("web-1")
+    ledger.heard("web-1", {JOBS: (4, 1)})
+    ledger.heard("web-1", {JOBS: (3, 2)})
+    assert ledger.totals() == {JOBS: (4, 2)}
+
+
 def test_strangers_and_the_dead_are_not_heard():
     """A report before a worker's account or after its end changes nothing."""
     ledger = Ledger()
@@ -58,8 +68,15 @@ class Reporting(RuleBasedStateMachine):
         self.gone: set[str] = set()
         self.before: dict[Key, Vector] = {}
 
+    @initialize(target=workers)
+    def spawn_the_first(self):
+        return self.spawn_one()
+
     @rule(target=workers)
     def spawn(self):
+        return self.spawn_one()
+
+    def spawn_one(self):
         self.serial += 1
         worker = f"web-{self.serial}"
         self.ledger.enter(worker)
@@ -84,7 +101,7 @@ class Reporting(RuleBasedStateMachine):
         """What is said now and comes late, or never."""
         self.said[worker].append(self.counted[worker].copy())
 
-    @rule(worker=workers, number=st.integers(0, 20))
+    @rule(worker=workers, number=st.integers(0, 3))
     def hear_late_or_again(self, worker, number):
         if self.said[worker]:
             self.deliver(worker, number % len(self.said[worker]))
@@ -116,3 +133,4 @@ class Reporting(RuleBasedStateMachine):
 
 
 TestReporting = Reporting.TestCase
+TestReporting.settings = settings(max_examples=60, stateful_step_count=25)

@@ -193,6 +193,28 @@ def test_what_is_no_request_of_ours_is_refused_and_the_connection_closed(server,
     assert server.exchange(get()).endswith(b"/x")
 
 
+def test_a_refused_client_that_goes_on_sending_is_not_reset(server):
+    """What it has not sent yet must not take away from it why it was refused."""
+    with server.open() as client:
+        client.send(b"GET /" + b"y" * 100_000)
+        server.until(lambda: connections(server) == 1)
+        server.turn()
+        with contextlib.suppress(BlockingIOError):
+            client.send(b"y" * 100_000)
+        received = bytearray()
+
+        def has_ended():
+            try:
+                more = client.recv(65536)
+            except BlockingIOError:
+                return False
+            received.extend(more)
+            return not more
+
+        server.until(has_ended)
+    assert received.startswith(b"HTTP/1.1 431 ")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "192.0.2.1:80", "no.such.host.invalid:80"])
 def test_an_address_that_cannot_be_listened_on_is_one_sentence(server, address):
     """It names the key, the address and the reason; nothing stays open."""
