@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Buckets", "Family", "Metrics"]
 
+import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ OUTCOMES = ("done", "failed", "cancelled")
 RELOADS = ("done", "rejected", "rolled_back")
 DRAIN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+_NAME = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 _POOL = "db_client_connection_pool_name"  # OpenTelemetry's, as Prometheus spells it
 _TIMES = ("wait_time", "use_time", "create_time")
 
@@ -267,7 +269,8 @@ class _Own:
     def __init__(self, complain: Callable[[str, str], object]) -> None:
         self._complain = complain
         self._declared: list[Metric] = []
-        self._number_of: dict[Key, int] = {}  # of a declaration, in _declared; -1: one too many
+        self._number_of: dict[Key, int] = {}  # of a declaration, in _declared
+        self._refused: set[str] = set()
         self._known: defaultdict[int, set[Key]] = defaultdict(set)  # series, by declaration
         self._gauges: dict[str, dict[Key, float]] = {}  # by living worker
 
@@ -293,11 +296,12 @@ class _Own:
         words = (metric.name, metric.kind, *metric.labels, *map(str, metric.bounds))
         number = self._number_of.get(words)
         if number is None:
-            number = len(self._declared) if len(self._declared) < MAX_OWN else -1
-            self._number_of[words] = number
-            if number < 0:
-                self._complain(metric.name, f"left out: there are {MAX_OWN} already")
-                return number
+            if len(self._number_of) >= MAX_OWN or not _is_fit(metric):
+                if metric.name not in self._refused and len(self._refused) < MAX_OWN:
+                    self._refused.add(metric.name)
+                    self._complain(metric.name, f"left out: unfit, or after {MAX_OWN} others")
+                return -1
+            number = self._number_of[words] = len(self._declared)
             if any(metric.name == other.name for other in self._declared):
                 self._complain(metric.name, "declared in other words: the newest are shown")
             self._declared.append(metric)
@@ -339,6 +343,17 @@ class _Own:
                         for k, v in series.items()
                     },
                 )
+
+
+def _is_fit(metric: Metric) -> bool:
+    """Tell whether a scrape would parse with it. Workers see to that, but one may be broken."""
+    names = (metric.name, *metric.labels)
+    return (
+        all(_NAME.fullmatch(name) for name in names)
+        and not metric.name.startswith(("supervisor_", "db_client_"))
+        and len({"group", "le", *metric.labels}) == len(metric.labels) + 2
+        and list(metric.bounds) == sorted(set(metric.bounds))
+    )
 
 
 def _note(

@@ -312,6 +312,30 @@ def test_series_that_do_not_fit_their_declaration_are_passed_over(metrics):
     assert not {key for key in samples(metrics) if key[0].startswith(("seen", "size"))}
 
 
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        own(name="two words"),
+        own(name='x"} 1\nsupervisor_kills_total'),
+        own(name="supervisor_kills"),
+        own(labels=("group",)),
+        own(labels=("a-b",)),
+        own("histogram", bounds=(2.0, 1.0), series=()),
+    ],
+    ids=lambda metric: repr(metric.name),
+)
+def test_a_declaration_that_would_break_the_scrape_is_left_out(metrics, complaints, unfit):
+    """A worker that has gone mad costs its own metric only, and it is said once."""
+    spawn(metrics)
+    for _ in range(2):
+        metrics.heard("web-1", report(1, own=(unfit, own(name="good"))))
+    found = samples(metrics)
+    assert found["good_total", "web", "a"] == 2
+    assert found["supervisor_jobs_total", "web", "done"] == 1
+    assert found["supervisor_kills_total", "web"] == 0
+    assert [name for name, _ in complaints] == [unfit.name]
+
+
 # --- health --------------------------------------------------------------------------------------
 
 
