@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.supervised import Supervised, descriptors, group, wait_until
+from tests.supervised import REPO, Supervised, descriptors, group, wait_until
 
 LISTEN = 'listen = "127.0.0.1:0"'
 
@@ -356,3 +358,13 @@ def test_nobody_is_woken_as_long_as_nobody_looks(shared):
         return switches() - before <= 1
 
     wait_until(is_calm, "the supervisor sleeps for a second")
+
+
+def test_who_does_not_listen_loads_nothing_of_it():
+    """The loop and a worker come without HTTP, the exposition, and metrics of one's own."""
+    program = "import sys, supervisor.loop, workers.runtime; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    heavy = {"h11", "prometheus_client", "supervisor.monitoring", "supervisor.http"}
+    assert not (heavy | {"supervisor.metrics", "workers.metrics"}) & set(done.stdout.split())
