@@ -139,6 +139,7 @@ def assignment(
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
         app=rules.app,
         sockets=rules.sockets,
+        figures=bool(settings.supervisor.listen),
     )
 
 

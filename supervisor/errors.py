@@ -6,6 +6,7 @@ __all__ = [
     "AlreadyRunningError",
     "ConfigError",
     "InvariantError",
+    "ListenError",
     "NoSupervisorError",
     "Problem",
     "ProgramError",
@@ -87,6 +88,10 @@ class ProgramError(SupervisorError):
         super().__init__(why)
         self.last_lines = last_lines
         self.exit_code = exit_code
+
+
+class ListenError(SupervisorError):
+    """An address cannot be listened on; that may pass, so it is no mistake of the file's."""
 
 
 class WireError(SupervisorError):

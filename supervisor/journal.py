@@ -35,6 +35,10 @@ class Journal:
         """The number of the newest event, 0 when there is none."""
         return self._last
 
+    def newest(self, most: int) -> list[dict[str, Any]]:
+        """Return the last events, at most so many, oldest first."""
+        return list(islice(reversed(self._ring), most))[::-1]
+
     def after(self, number: int, limit: int) -> EventBatch:
         """Return at most `limit` events that came after event `number`, oldest first."""
         number = max(0, min(number, self._last))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import zmq
 
@@ -51,11 +51,15 @@ from supervisor.processes import (
 from supervisor.signals import Signals
 from supervisor.sockets import PATIENCE, Sockets
 from supervisor.sources import Sources
-from supervisor.status import Reports, group_status, rss, worker_status
+from supervisor.status import Answer, Reports, group_status, rss, worker_status
 from supervisor.tuning import Tuning
+
+if TYPE_CHECKING:
+    from supervisor.monitoring import Monitoring
 
 FOLLOWERS_BATCH = 500  # events
 MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
+MONITORING_DESCRIPTORS = 136  # as many connections as `http` allows, and its own
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
@@ -88,6 +92,7 @@ class Supervisor:
         AddressInUseError: others listen where it is to.
         ConfigError: `runtime_dir` or a socket's address cannot be used.
         SpawnError: the operating system does not allow that many workers.
+        ListenError: the address for metrics and health cannot be listened on.
     """
 
     def __init__(
@@ -108,14 +113,6 @@ class Supervisor:
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
-        reserve_descriptors(
-            sum(group.count for group in settings.groups.values()), len(settings.sockets)
-        )
-        self._signals = Signals()
-        self._processes = Processes(spare)
-        self._control = Control(runtime_dir, self._dropped)
-        self._sockets = Sockets(os.environ, os.getpid())
-        self._say_where(self._sockets.open(1, settings, PATIENCE))
         self._journal = Journal()
         self._oom_counter = OomCounter()
         self._fleet = Fleet(
@@ -125,6 +122,17 @@ class Supervisor:
             draw=random.random,
             oom_kills=self._oom_counter.read(),
         )
+        self._monitoring = self._monitored(settings.supervisor.listen)
+        reserve_descriptors(
+            sum(group.count for group in settings.groups.values()),
+            len(settings.sockets),
+            MONITORING_DESCRIPTORS if self._monitoring is not None else 0,
+        )
+        self._signals = Signals()
+        self._processes = Processes(spare)
+        self._control = Control(runtime_dir, self._dropped)
+        self._sockets = Sockets(os.environ, os.getpid())
+        self._say_where(self._sockets.open(1, settings, PATIENCE))
         self._counts: dict[str, int] = {}  # of groups that were scaled
         self._lending = Lending(self._control.to_worker)
         self._lending.change(settings.budget_terms())
@@ -162,6 +170,9 @@ class Supervisor:
             self._orphans.fileno(),
         ):
             poller.register(descriptor, zmq.POLLIN)
+        if self._monitoring is not None:
+            poller.register(self._monitoring.fileno(), zmq.POLLIN)
+            self._log.info("supervisor.listening", url=self._monitoring.url)
         self._carry_out(self._fleet.start(time.monotonic()))
         while self._finish is None:
             ready = dict(poller.poll(self._poll_timeout()))
@@ -182,6 +193,7 @@ class Supervisor:
                 self._orphans.next_deadline(),
                 self._reports.next_deadline(),
                 self._examinations.next_deadline(),
+                None if self._monitoring is None else self._monitoring.next_deadline(),
             )
             if due is not None
         ]
@@ -212,6 +224,8 @@ class Supervisor:
         done = self._tuning.conclusion(time.monotonic(), is_rolling=self._fleet.is_rolling)
         if done is not None:
             self._announce(done)
+        if self._monitoring is not None:
+            self._monitoring.turn(time.monotonic())
         self._answer_inquiries(time.monotonic())
         self._feed_followers()
 
@@ -285,6 +299,8 @@ class Supervisor:
         match message:
             case protocol.Report():
                 self._reports.heard(worker, message)
+                if self._monitoring is not None:
+                    self._monitoring.heard(worker, message)
             case protocol.Examined():
                 self._examinations.said(worker, message)
             case protocol.LeakFound():
@@ -352,7 +368,7 @@ class Supervisor:
                 case signal.SIGHUP:
                     self._reload()
                 case signal.SIGUSR1:
-                    self._inquire(None)
+                    self._inquire(lambda status: self._log.info("supervisor.status", **status))
                 case signal.SIGUSR2:
                     self._dump_all()
                 case _:  # SIGCHLD
@@ -379,7 +395,9 @@ class Supervisor:
     def _client_request(self, client: bytes, request: Any) -> None:
         match request:
             case protocol.GetStatus():
-                self._inquire(client)
+                self._inquire(
+                    lambda status: self._control.to_client(client, protocol.Answer(status))
+                )
             case protocol.FetchEvents():
                 if request.follow:
                     self._reading.pop(client, None)
@@ -538,7 +556,7 @@ class Supervisor:
             settings.problem(
                 ("supervisor", key), "is for the whole life of a supervisor: restart it"
             )
-            for key in ("name", "runtime_dir")
+            for key in ("name", "runtime_dir", "listen")
             if getattr(settings.supervisor, key) != getattr(before, key)
         ]
         problems += [
@@ -614,7 +632,7 @@ class Supervisor:
 
     # --- status ----------------------------------------------------------------------------------
 
-    def _inquire(self, client: bytes | None) -> None:
+    def _inquire(self, answer: Answer) -> None:
         """Ask every worker what it has in hand, then answer; the silent are not waited for."""
         serial = self._reports.next_serial()
         asked = [
@@ -622,17 +640,14 @@ class Supervisor:
             for worker in self._fleet.snapshot().workers
             if self._control.to_worker(worker.id, protocol.Inquire(serial))
         ]
-        self._reports.inquire(serial, client, asked)
+        self._reports.inquire(serial, answer, asked)
 
     def _answer_inquiries(self, now: float) -> None:
-        for client in self._reports.answerable(now):
+        for answer in self._reports.answerable(now):
             status = self._status(now)
             sizes = {worker["id"]: worker["rss_bytes"] for worker in status["workers"]}
             self._handle(ev.MemoryMeasured(sizes))  # since they are known now anyway
-            if client is None:
-                self._log.info("supervisor.status", **status)
-            else:
-                self._control.to_client(client, protocol.Answer(status))
+            answer(status)
 
     def _status(self, now: float) -> dict[str, Any]:
         fleet = self._fleet.snapshot()
@@ -659,6 +674,28 @@ class Supervisor:
                 for pool, terms in self._lending.terms().items()
             },
         }
+
+    def _monitored(self, address: str) -> Monitoring | None:
+        """Return what answers over HTTP; who does not want that does not pay for it."""
+        if not address:
+            return None
+        from supervisor.monitoring import Monitoring
+
+        return Monitoring(
+            address,
+            snapshot=self._fleet.snapshot,
+            inquire=self._inquire,
+            newest=self._journal.newest,
+            complain=lambda metric, why: self._log.warning(
+                "metric.doubtful", metric=metric, why=why
+            ),
+            max_idle=lambda: {
+                group: {
+                    name: pool.max_idle for name, pool in self._settings.pools_of(group).items()
+                }
+                for group in self._settings.groups
+            },
+        )
 
     # --- what to do ------------------------------------------------------------------------------
 
@@ -750,6 +787,8 @@ class Supervisor:
                 self._sockets.close()
             case _:
                 pass
+        if self._monitoring is not None:
+            self._monitoring.event(event)
 
     def _forget(self, worker: str) -> None:
         self._control.forget(worker)
@@ -779,6 +818,8 @@ class Supervisor:
         self._journal.ended = True
         for client, after in (self._reading | self._followers).items():
             self._control.to_client(client, self._journal.after(after, CAPACITY))
+        if self._monitoring is not None:
+            self._monitoring.close()
         self._on_finish(self._finish)
         self._processes.close()
         self._control.close()

@@ -584,8 +584,10 @@ class Processes:
             self._epoll.unregister(fd)
 
 
-def reserve_descriptors(workers: int, sockets: int) -> None:
+def reserve_descriptors(workers: int, sockets: int, others: int = 0) -> None:
     """Raise this process's limit of open descriptors, and demand that it holds so much.
+
+    `others` are descriptors beside theirs and the usual ones.
 
     To run out of them later would be fatal: ZeroMQ aborts the process that cannot accept.
 
@@ -594,7 +596,7 @@ def reserve_descriptors(workers: int, sockets: int) -> None:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # During a reload there may be another set of sockets; of systemd's we keep the originals.
-    needed = OWN_DESCRIPTORS + workers * WORKER_DESCRIPTORS + sockets * SOCKET_DESCRIPTORS
+    needed = OWN_DESCRIPTORS + others + workers * WORKER_DESCRIPTORS + sockets * SOCKET_DESCRIPTORS
     if needed > most:
         raise SpawnError(
             f"{workers} workers need {needed} open descriptors, and the limit is {most}; "

@@ -13,6 +13,9 @@ from __future__ import annotations
 __all__ = [
     "BOARD_BYTES",
     "BOARD_ENTRY",
+    "JOB_SECONDS",
+    "OTHER",
+    "POOL_SECONDS",
     "VERSION",
     "Accepted",
     "Acknowledged",
@@ -31,6 +34,7 @@ __all__ = [
     "Failed",
     "Farewell",
     "FetchEvents",
+    "Figures",
     "Fork",
     "FromClient",
     "FromTemplate",
@@ -45,9 +49,11 @@ __all__ = [
     "Load",
     "Loaded",
     "Loan",
+    "Metric",
     "PoolLimits",
     "PoolSettings",
     "PoolStats",
+    "PoolTimings",
     "Reachable",
     "Ready",
     "Refused",
@@ -59,6 +65,7 @@ __all__ = [
     "Stop",
     "Stopping",
     "Task",
+    "Timings",
     "ToClient",
     "ToTemplate",
     "ToWorker",
@@ -74,7 +81,7 @@ __all__ = [
 ]
 
 import struct
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -162,6 +169,58 @@ class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
     leaked: tuple[Leak, ...] = ()
 
 
+# --- what a worker has measured since its start --------------------------------------------------
+
+# Upper bounds of the buckets, in seconds; the last bucket, above every bound, has none.
+POOL_SECONDS = (
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+JOB_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+
+OTHER = "other"  # what the labels of those series say that were too many to be told apart
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """A histogram: how many fell into each bucket (not cumulated), and the sum of their seconds."""
+
+    counts: tuple[int, ...]
+    sum: float
+
+
+class PoolTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long callers waited for a pool, how long they kept, how long it took to connect."""
+
+    wait: Timings
+    use: Timings
+    create: Timings
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of the application's own.
+
+    `series` has the labels' values, in the order of `labels`, and the figures: one number, or for a
+    histogram the counts of its buckets (not cumulated) and then the sum.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    series: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What metrics need beside what a status shows; all but gauges has grown since the start."""
+
+    jobs_cancelled: int
+    job_seconds: Timings
+    pools: dict[str, PoolTimings]
+    own: tuple[Metric, ...] = ()
+
+
 # --- supervisor to template --------------------------------------------------------------------
 
 
@@ -188,6 +247,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     It runs `run`, or serves the application `app`. `sockets` names the listening sockets whose
     descriptors travel beside the message, in this order.
+    `figures` asks for these with each report, and for a last report before `Drained`.
     """
 
     worker: str
@@ -206,6 +266,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     is_watched: bool = False  # its scoreboard waits in the lifeline
     app: str = ""
     sockets: tuple[str, ...] = ()
+    figures: bool = False
 
 
 class Fork(Message, frozen=True):
@@ -280,6 +341,7 @@ class Report(Message, frozen=True, kw_only=True):
     """What a worker has in hand at this moment; the answer to `Inquire`.
 
     `status` is what it says of itself; `program_pid` is that of a command's program, else 0.
+    One with number 0 was not asked for: it is sent before `Drained` where figures are wanted.
     """
 
     number: int
@@ -289,6 +351,7 @@ class Report(Message, frozen=True, kw_only=True):
     pools: dict[str, PoolStats]
     status: str = ""
     program_pid: int = 0
+    figures: Figures | None = None
 
 
 class JobInFlight(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Reports", "group_status", "rss", "worker_status"]
+__all__ = ["Answer", "Reports", "group_status", "rss", "worker_status"]
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ from supervisor.core.fleet import GroupSnapshot, WorkerSnapshot
 INQUIRY_DUE = 0.25
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+Answer = Callable[[dict[str, Any]], object]  # takes the status to whoever has asked for it
+
 
 @dataclass(slots=True)
 class _Inquiry:
     """A status that waits for the workers' reports."""
 
-    client: bytes | None  # None: the log
+    answer: Answer
     waiting: set[str]
     due: float
 
@@ -41,11 +43,11 @@ class Reports:
         self._serial += 1
         return self._serial
 
-    def inquire(self, serial: int, client: bytes | None, asked: Iterable[str]) -> None:
+    def inquire(self, serial: int, answer: Answer, asked: Iterable[str]) -> None:
         """Wait for those who were asked; who does not answer in time is not waited for."""
         waiting = set(asked)
         due = time.monotonic() + (INQUIRY_DUE if waiting else 0.0)
-        self._inquiries[serial] = _Inquiry(client, waiting, due)
+        self._inquiries[serial] = _Inquiry(answer, waiting, due)
 
     def heard(self, worker: str, report: protocol.Report) -> None:
         """Take a worker's report."""
@@ -68,11 +70,11 @@ class Reports:
         """Return when the first inquiry is answered at the latest."""
         return min((inquiry.due for inquiry in self._inquiries.values()), default=None)
 
-    def answerable(self, now: float) -> list[bytes | None]:
-        """Return who is to be answered now, and forget that they have asked."""
+    def answerable(self, now: float) -> list[Answer]:
+        """Return what answers those who are to be answered now, and forget that they have asked."""
         ripe = [n for n, inquiry in self._inquiries.items() if inquiry.due <= now]
         ripe += [n for n, inquiry in self._inquiries.items() if not inquiry.waiting]
-        return [self._inquiries.pop(number).client for number in dict.fromkeys(ripe)]
+        return [self._inquiries.pop(number).answer for number in dict.fromkeys(ripe)]
 
     def open_connections(self, pools: Iterable[str]) -> dict[str, int]:
         """Return how many connections the workers have said that these pools have."""

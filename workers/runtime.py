@@ -44,15 +44,18 @@ from supervisor.protocol import (
     Drained,
     EndSessions,
     Failed,
+    Figures,
     Hello,
     Leak,
     LeakFound,
     PoolLimits,
     PoolSettings,
     PoolStats,
+    PoolTimings,
     Ready,
     Report,
     SessionsEnded,
+    Timings,
     Tune,
     Tuned,
     application_name,
@@ -63,7 +66,7 @@ from workers.leases import Leases
 from workers.link import Link
 from workers.outages import Outages
 from workers.pool import Pool, drivers
-from workers.worker import Ledger, Worker
+from workers.worker import Ledger, Tally, Worker
 
 if TYPE_CHECKING:
     import socket
@@ -234,18 +237,37 @@ class _Runtime:
 
     def inquired(self, number: int) -> None:
         """Report what is in hand."""
-        outcomes = self._worker.jobs.outcomes
-        self._link.send(
-            Report(
-                number=number,
-                in_flight=len(self._worker.jobs.in_flight()),
-                jobs_done=outcomes["done"],
-                jobs_failed=outcomes["failed"],
-                # A copy: the main thread may be opening them.
-                pools={name: _stats(pool.stats()) for name, pool in list(self._pools.items())},
-                status=_sendable(self._worker.status, MAX_STATUS),
-                program_pid=self._worker.program_pid,
-            )
+        self._link.send(self._report(number))
+
+    def _report(self, number: int) -> Report:
+        """Say what is in hand, and what has been measured where that is wanted. Any thread."""
+        tally = self._worker.jobs.tally()
+        pools = self._pools.copy()  # the main thread may be opening them
+        return Report(
+            number=number,
+            in_flight=tally.in_flight,
+            jobs_done=tally.done,
+            jobs_failed=tally.failed,
+            pools={name: _stats(pool.stats()) for name, pool in pools.items()},
+            status=_sendable(self._worker.status, MAX_STATUS),
+            program_pid=self._worker.program_pid,
+            figures=self._figures(tally, pools) if self._assignment.figures else None,
+        )
+
+    def _figures(self, tally: Tally, pools: dict[str, Pool]) -> Figures:
+        return Figures(
+            jobs_cancelled=tally.cancelled,
+            job_seconds=Timings(tally.counts, tally.seconds),
+            pools={
+                name: PoolTimings(
+                    **{
+                        what: Timings(histogram.counts, histogram.sum)
+                        for what, histogram in pool.histograms().items()
+                    }
+                )
+                for name, pool in pools.items()
+            },
+            own=self._worker.metrics.collect() if self._worker.has_metrics else (),
         )
 
     def examined(self, number: int) -> None:
@@ -399,6 +421,8 @@ class _Runtime:
                 thread=job.thread,
                 held_seconds=round(time.monotonic() - job.since, 3),
             )
+        if self._assignment.figures:
+            self._link.send(self._report(0))  # so that nothing that was counted is lost
         self._link.finish(Drained(reports=reports), FAREWELL)
 
     def _wait_for_threads(self) -> None:

@@ -8,10 +8,12 @@ import math
 import threading
 import time
 from _thread import get_ident
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
+from supervisor.protocol import JOB_SECONDS
 from workers.context import Cancelled, Context
 from workers.pool import Pool
 from workers.pool.stacks import thread_name
@@ -19,6 +21,8 @@ from workers.waitgroup import WaitGroup
 
 if TYPE_CHECKING:
     import socket
+
+    from workers.metrics import Metrics
 
 Outcome = Literal["done", "failed", "cancelled"]
 
@@ -86,6 +90,17 @@ class Job:
         self._ledger.end(self, outcome)
 
 
+class Tally(NamedTuple):
+    """What became of the jobs, all at the same moment."""
+
+    in_flight: int
+    done: int
+    failed: int
+    cancelled: int
+    counts: tuple[int, ...]  # by how long they took: those of JOB_SECONDS, and above
+    seconds: float
+
+
 class Ledger:
     """The jobs in flight, and how the others came out. Every method: any thread."""
 
@@ -94,6 +109,8 @@ class Ledger:
         self._waiters: list[Context] = []  # contexts that end when nothing is in flight
         self._jobs: dict[int, Job] = {}
         self.outcomes: dict[Outcome, int] = {"done": 0, "failed": 0, "cancelled": 0}
+        self._counts = [0] * (len(JOB_SECONDS) + 1)
+        self._seconds = 0.0
 
     def begin(self, job: Job) -> None:
         """Count a job as in flight."""
@@ -101,9 +118,13 @@ class Ledger:
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """Count a job as over."""
+        seconds = time.monotonic() - job.since
+        bucket = bisect_left(JOB_SECONDS, seconds)
         with self._lock:
             del self._jobs[id(job)]
             self.outcomes[outcome] += 1
+            self._counts[bucket] += 1
+            self._seconds += seconds
             waiters = [] if self._jobs else self._waiters
             if waiters:
                 self._waiters = []
@@ -125,6 +146,18 @@ class Ledger:
         """Return the jobs that have begun and not ended, in the order of their begin."""
         with self._lock:
             return list(self._jobs.values())
+
+    def tally(self) -> Tally:
+        """Return what became of them so far."""
+        with self._lock:
+            return Tally(
+                len(self._jobs),
+                self.outcomes["done"],
+                self.outcomes["failed"],
+                self.outcomes["cancelled"],
+                tuple(self._counts),
+                self._seconds,
+            )
 
     def wait(self, ctx: Context) -> None:
         """Return when nothing is in flight, or when the context ends."""
@@ -153,6 +186,7 @@ class Worker:
         log: a structlog logger that names the worker in each line.
         status: a few words that `supervisor status` shows beside it; yours to set.
         program_pid: of a command: its program's pid, 0 before it has one.
+        metrics: its own metrics, which `/metrics` shows summed over the workers of a group.
     """
 
     def __init__(
@@ -184,6 +218,8 @@ class Worker:
         self._on_ready = on_ready
         self._on_delay = on_delay
         self._ready = threading.Lock()
+        self._lock = threading.Lock()
+        self._metrics: Metrics | None = None
         self.jobs = Ledger() if jobs is None else jobs
 
     def ready(self) -> None:
@@ -226,6 +262,21 @@ class Worker:
             )
         for job in own:
             self.jobs.extend(job, until)
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where metrics of the application's own are declared; see `workers.metrics`."""
+        with self._lock:
+            if self._metrics is None:
+                from workers.metrics import Metrics
+
+                self._metrics = Metrics(self.log)
+            return self._metrics
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anybody has asked for `metrics`."""
+        return self._metrics is not None
 
     @property
     def is_cancelled(self) -> bool:

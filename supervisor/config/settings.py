@@ -47,6 +47,7 @@ class SupervisorSettings:
     grace: float = field(default=30.0, metadata=_by(read.duration()))
     abort_margin: float = field(metadata=_by(read.duration(off=True)))  # min(5 s, grace / 4)
     path: tuple[str, ...] = field(default=(".",), metadata=_by(read.array(read.text)))
+    listen: str = field(default="", metadata=_by(read.blank_or(read.address)))  # "": off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +226,6 @@ APP_OPTIONS: dict[str, read.Reader] = {
 
 LATER: dict[type, dict[str, Later]] = {
     SupervisorSettings: {
-        "listen": Later(read.blank_or(read.address), "", "there is no page for metrics yet"),
         "region": Later(read.blank_or(read.name), "", "servers are not chosen by region yet"),
     },
     LogSettings: {},

@@ -72,6 +72,8 @@ from supervisor.core.worker import (
 )
 from supervisor.errors import InvariantError
 
+# Signals by which a program ends itself: SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
+CRASHES = frozenset({4, 5, 6, 7, 8, 11, 31})
 # Seconds that `TimePassed` may be late before it means that the supervisor stood still. A turn of
 # the loop takes milliseconds, with hundreds of workers tens of them.
 STOOD_STILL = 1.0
@@ -208,12 +210,17 @@ class Fleet:
         if slot.worker is not None:
             raise InvariantError(f"BUG: a second worker for a slot of {slot.group.spec.name}")
         slot.restart_due = None
-        slot.worker = self._make(slot, slot.generation, slot.group.spec, now)
+        slot.worker = self._make(slot, slot.generation, slot.group.spec, slot.lost, now)
         if slot.gate is not None:
             slot.gate.enter(slot.worker.id)
 
-    def _make(self, slot: Slot, generation: int, spec: GroupSpec, now: float) -> Worker:
-        """Make a worker, on the books before it can possibly end."""
+    def _make(
+        self, slot: Slot, generation: int, spec: GroupSpec, reason: str, now: float
+    ) -> Worker:
+        """Make a worker, on the books before it can possibly end.
+
+        `reason` says why it is made in the place of another one, if it is.
+        """
         if self._phase is Phase.STOPPING:
             raise InvariantError(f"BUG: a spawn for {spec.name} in a stop")
         worker = Worker(
@@ -226,6 +233,7 @@ class Fleet:
             terms=self._terms,
             now=now,
             outbox=self._outbox,
+            reason=reason if slot.births else "",
         )
         self._workers[worker.id] = worker
         self._slot_of[worker.id] = slot
@@ -265,16 +273,20 @@ class Fleet:
             case ev.WorkerLeaving() | ev.StacksTaken():
                 self._rolls.review(now)
             case ev.WorkerNotBorn() | ev.WorkerExited():
-                self._worker_ended(worker, slot, _how_it_ended(worker, report), now)
+                self._worker_ended(worker, slot, report, now)
             case _:
                 pass  # nobody's business but the worker's
 
-    def _worker_ended(self, worker: Worker, slot: Slot, how: Failure, now: float) -> None:
+    def _worker_ended(
+        self, worker: Worker, slot: Slot, report: ev.WorkerNotBorn | ev.WorkerExited, now: float
+    ) -> None:
         """Take the worker off the books, once, and decide what comes after it."""
+        how = _how_it_ended(worker, report)
         del self._workers[worker.id], self._slot_of[worker.id]
         if slot.worker is worker:
             slot.worker = None
             slot.recycle_due = None
+            slot.lost = _why_lost(worker, report) or slot.lost
         self._waitgroup.done(worker.id)
         self._waitgroup.forget(worker.id)
         if self._phase is Phase.STOPPING:
@@ -379,7 +391,8 @@ class Fleet:
         """Spawn a worker beside the slot's own, under the rules that its roll brings."""
         if slot.group.failure and generation != self._rolls.generation:
             slot.group.forgive()
-        return self._make(slot, generation, slot.group.rolling_spec, now)
+        reason = "recycled" if self._rolls.is_recycling else "rolled"
+        return self._make(slot, generation, slot.group.rolling_spec, reason, now)
 
     def swap(self, slot: Slot, successor: Worker, now: float) -> None:
         """Make the successor the slot's worker, and cancel the old one."""
@@ -644,6 +657,17 @@ def _how_it_ended(worker: Worker, report: ev.WorkerNotBorn | ev.WorkerExited) ->
     how = f"code {report.code}" if report.signal is None else f"signal {report.signal}"
     fault = f"it {worker.fault}: " if worker.fault else ""
     return Failure(worker.id, f"{fault}it ended with {how}", report.stacks)
+
+
+def _why_lost(worker: Worker, report: ev.WorkerNotBorn | ev.WorkerExited) -> str:
+    """Return the reason for the worker that will take its place, as metrics name it."""
+    if isinstance(report, ev.WorkerNotBorn):
+        return ""  # it never was there
+    if Step.HUNG in worker.history:
+        return "hung"
+    if worker.fault or worker.kill_reason or report.code or report.signal in CRASHES:
+        return "failed"
+    return "killed" if report.signal is not None or worker.leaving else "exited"
 
 
 def _round(seconds: float) -> float:

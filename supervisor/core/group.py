@@ -51,6 +51,7 @@ class Slot:
     # Restarts since the last quiet window, by cause: the exponents of their back-offs.
     attempts: Counter[Cause] = field(default_factory=Counter)
     births: int = 0
+    lost: str = ""  # how its last worker ended uninvited, in the words of metrics
     recycle_due: float | None = None  # when its worker is old enough to be replaced
     outgrows_at: float = NEVER  # bytes above which its worker is replaced
     has_outgrown: bool = False  # and has been asked to be

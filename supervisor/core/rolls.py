@@ -112,6 +112,11 @@ class Rolls:
         return self._reload is not None or self._next is not None
 
     @property
+    def is_recycling(self) -> bool:
+        """Whether workers are being replaced for their age or size."""
+        return self._roll is not None and self._roll.kind == ev.RECYCLE
+
+    @property
     def due(self) -> float:
         """When `time_passed` is wanted."""
         return NEVER if self._roll is None else self._roll.due

@@ -125,6 +125,7 @@ class Worker:
         terms: how much time it has to end.
         now: when its spawn was asked for.
         outbox: where actions are put.
+        reason: why it takes the place of another one; "" where it does not.
     """
 
     __slots__ = (
@@ -151,7 +152,9 @@ class Worker:
         "history",
         "id",
         "kill_reason",
+        "leaving",
         "pid",
+        "reason",
         "reports",
         "spawned_at",
         "state",
@@ -169,10 +172,12 @@ class Worker:
         terms: Terms,
         now: float,
         outbox: list[ac.Action],
+        reason: str = "",
     ) -> None:
         self.id = worker_id
         self.group = group
         self.generation = generation
+        self.reason = reason
         self.pid: int | None = None
         self.state = State.SPAWNING
         self.spawned_at = now
@@ -187,6 +192,7 @@ class Worker:
         self.by_memory = False  # an OOM kill is accounted for by its end; written by Fleet
         self._outages: dict[str, str] = {}  # pools that cannot connect, and what their drivers say
         self.kill_reason = ""
+        self.leaving = ""  # who else told it to end
         self._abort_margin = 0.0  # this and the cause are what it is told beside the deadline
         self._cause = ""
         self._ready_timeout = ready_timeout
@@ -245,6 +251,7 @@ class Worker:
             case ev.WorkerUnreachable() | ev.WorkerReachable():
                 self._reaches(report)
             case ev.WorkerLeaving():
+                self.leaving = report.why
                 self.cancel(self._terms.notice(now, report.why), now)
             case ev.StacksTaken():
                 self._stacks_taken(report, now)
@@ -282,7 +289,7 @@ class Worker:
     def _born(self, pid: int, now: float) -> None:
         self.pid = pid
         self.history[Step.SPAWNED] = now
-        self._announce("worker.spawned")
+        self._announce("worker.spawned", **({"reason": self.reason} if self.reason else {}))
         if self.state is State.EVICTED:
             if self.deadline == NEVER:  # it was given up for being late, and here it is
                 self._take(self._terms.notice(now, self.fault))

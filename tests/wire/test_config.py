@@ -78,6 +78,11 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "supervisor.grace": [('"30s"', 30.0), ("1", 1.0), ("0.5", 0.5), ('"1h30m"', 5400.0)],
     "supervisor.abort_margin": [('"250ms"', 0.25), ('"0"', 0.0), ("0", 0.0)],
     "supervisor.path": [('["/srv/a", "/srv/b"]', ("/srv/a", "/srv/b")), ("[]", ())],
+    "supervisor.listen": [
+        ('"127.0.0.1:9464"', "127.0.0.1:9464"),
+        ('"[::1]:80"', "[::1]:80"),
+        ('""', ""),
+    ],
     "log.format": [('"console"', "console"), ('"json"', "json")],
     "log.level": [(f'"{each}"', each) for each in ("debug", "info", "warning", "error")],
     "pools.main.url": [
@@ -164,6 +169,7 @@ BAD: dict[str, list[str]] = {
     "supervisor.grace": NO_WAIT,
     "supervisor.abort_margin": [*NO_DURATION, '"31s"'],
     "supervisor.path": ['"."', "[3]", '[""]'],
+    "supervisor.listen": ['"9464"', '"::1:80"', '"a:70000"', "9464"],
     "log.format": ['"xml"', '"JSON"', "true", "1"],
     "log.level": ['"INFO"', '"warn"', "20"],
     "pools.main.url": [
@@ -232,7 +238,6 @@ BAD: dict[str, list[str]] = {
 # Read, checked and refused; and what asks for nothing, which is taken.
 NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     # key: (a good value, bad values, values that mean off)
-    "supervisor.listen": ('"127.0.0.1:9464"', ['"9464"', '"::1:80"', '"a:70000"', "9464"], ['""']),
     "supervisor.region": ('"eu-west"', ["3", '"eu west"'], ['""']),
     "workers.jobs.user": ('"app"', ["0"], ['""']),
 }
