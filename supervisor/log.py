@@ -11,10 +11,13 @@ __all__ = ["bind", "configure", "get_logger", "timestamp"]
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
+
+from supervisor.systemd import is_journal, prioritized
 
 # structlog imports rich where that is installed (40 ms and 6 MB in every process) to draw
 # tracebacks, which are written plainly here.
@@ -49,12 +52,16 @@ def configure(style: str, level: str) -> None:
     threshold = getattr(logging, level.upper())
 
     colours = style == "console" and sys.stderr.isatty()
+    *processors, render = _console(colours=colours) if style == "console" else _json()
+    if is_journal(2, os.environ):
+        render = _for_journal(render)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             _add_bound,
             structlog.processors.add_log_level,
-            *(_console(colours=colours) if style == "console" else _json()),
+            *processors,
+            render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),  # type: ignore[arg-type]
@@ -104,6 +111,15 @@ def _json() -> list[Any]:
         stamp,
         structlog.processors.JSONRenderer(default=repr),
     ]
+
+
+def _for_journal(render: Any) -> Any:
+    """Give each line its priority; a text of many lines is as many entries of the journal."""
+
+    def with_priority(logger: object, method: str, fields: _Fields) -> str:
+        return prioritized(render(logger, method, fields), fields.get("level", method))
+
+    return with_priority
 
 
 class _StandardError:

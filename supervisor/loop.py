@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import zmq
 
@@ -39,6 +39,9 @@ from supervisor.processes import (
 )
 from supervisor.signals import Signals
 from supervisor.status import Reports, group_status, worker_status
+
+if TYPE_CHECKING:
+    from supervisor.spokesman import Spokesman
 
 FOLLOWERS_BATCH = 500  # events
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
@@ -66,6 +69,7 @@ class Supervisor:
         spare: a template that was launched while the configuration was read.
         on_ready: called once, when every group is ready for the first time.
         on_finish: called once, with how each worker came through the stop.
+        spokesman: who tells a service manager how it stands; None where there is none.
 
     Raises:
         AlreadyRunningError: a supervisor of this name runs.
@@ -80,6 +84,7 @@ class Supervisor:
         *,
         on_ready: Callable[[], None],
         on_finish: Callable[[ac.Finish], None],
+        spokesman: Spokesman | None = None,
     ) -> None:
         self._source = settings.source
         self._generations = {1: settings}
@@ -87,6 +92,8 @@ class Supervisor:
         self._last_generation = 1
         self._on_ready = on_ready
         self._on_finish = on_finish
+        self._spokesman = spokesman
+        self._be_patient(settings)
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
@@ -126,9 +133,12 @@ class Supervisor:
         for descriptor in (self._processes.fileno(), self._signals.fileno()):
             poller.register(descriptor, zmq.POLLIN)
         self._carry_out(self._fleet.start(time.monotonic()))
+        self._tell_manager()
         while self._finish is None:
             ready = dict(poller.poll(self._poll_timeout()))
             self._turn(ready)
+            if self._spokesman is not None:
+                self._spokesman.turn_completed(time.monotonic())
         self._farewell()
         return self._finish.exit_code
 
@@ -142,6 +152,7 @@ class Supervisor:
                 self._processes.next_deadline(),
                 self._lending.next_deadline(),
                 self._reports.next_deadline(),
+                self._spokesman.next_deadline() if self._spokesman is not None else None,
             )
             if due is not None
         ]
@@ -166,7 +177,12 @@ class Supervisor:
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
         self._answer_inquiries(time.monotonic())
+        self._tell_manager()  # before those who wait for the end of a reload hear of it
         self._feed_followers()
+
+    def _tell_manager(self) -> None:
+        if self._spokesman is not None:
+            self._spokesman.tell(self._fleet, time.monotonic())
 
     def _hear_of_processes(self) -> None:
         """Take what has happened to processes; an end lies after all that its worker has said."""
@@ -378,6 +394,7 @@ class Supervisor:
             return str(exc)
         self._last_generation += 1
         self._generations[self._last_generation] = settings
+        self._be_patient(*self._generations.values())
         self._rebudget()
         self._handle(
             ev.ReloadRequested(
@@ -397,6 +414,8 @@ class Supervisor:
         """
         if self._fleet.phase in (Phase.STOPPING, Phase.STOPPED):
             raise ConfigError(self._source, [Problem("", "the supervisor is stopping")])
+        if self._spokesman is not None:
+            self._spokesman.reload_begins(time.monotonic())
         from supervisor.imports import check_entry_points
 
         before = self._settings.supervisor
@@ -412,6 +431,11 @@ class Supervisor:
         if problems:
             raise ConfigError(self._source, problems)
         return settings
+
+    def _be_patient(self, *generations: Settings) -> None:
+        """Let the service manager wait as long as a step may take under any of these."""
+        if self._spokesman is not None:
+            self._spokesman.patience = max(settings.longest_step for settings in generations)
 
     def _take_force(self) -> None:
         """Let the configuration of the fleet's generation be in force."""
@@ -549,6 +573,8 @@ class Supervisor:
         """Put an event into the journal, and into the log as one line."""
         event = {"time": log.timestamp(), "event": announce.event, **announce.fields}
         self._journal.append(event)
+        if self._spokesman is not None:
+            self._spokesman.note(announce)
         level = _LEVELS.get(announce.event, "info")
         getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
         match announce.event:
@@ -585,6 +611,8 @@ class Supervisor:
         for client, after in (self._reading | self._followers).items():
             self._control.to_client(client, self._journal.after(after, CAPACITY))
         self._on_finish(self._finish)
+        if self._spokesman is not None:
+            self._spokesman.close()
         self._processes.close()
         self._control.close()
         self._runtime_dir.release()
