@@ -19,6 +19,8 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Ctrl-C ends a command without a traceback. A supervisor has its own handler later.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if os.getpid() == 1:
+        _end_as_others_do()
     _open_standard_streams()
     spare = None
     if sys.argv[1:2] == ["start"] and "--help" not in sys.argv:
@@ -30,6 +32,15 @@ def main() -> None:
     from supervisor.cli import run
 
     run(spare)
+
+
+def _end_as_others_do() -> None:
+    """Let the signals of a stop end us until the loop takes them over.
+
+    The kernel gives the first process of a container none that it has no handler for.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda number, _frame: os._exit(128 + number))
 
 
 def _open_standard_streams() -> None:

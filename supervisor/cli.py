@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["run"]
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from supervisor import systemd
 from supervisor.errors import ConfigError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def run(spare: Template | None) -> NoReturn:
 
 def _complain(exc: SupervisorError) -> int:
     for line in str(exc).splitlines():
-        _remark(f"supervisor: {line}")
+        _remark(f"supervisor: {line}", "error")
     return exc.exit_code
 
 
@@ -108,14 +110,17 @@ def check(config: Path, *, import_: bool, connect: bool) -> None:
 @click.pass_obj
 def start(spare: Template | None, config: Path) -> None:
     """Run in the foreground until stopped (SIGTERM or Ctrl-C; twice: at once)."""
+    manager = systemd.take_notify_variables(os.environ, os.getpid())
     settings = _load(config)
     _warn(settings, config)
+    if manager is not None or systemd.is_service(os.environ, os.getpid()):
+        _warn_of_unit(settings)
     with _left_out("asyncio"):
         from supervisor import log
     from supervisor.loop import Supervisor
 
     log.configure(settings.log.format, settings.log.level)
-    for_eyes = settings.log.format == "console"
+    for_eyes = settings.log.format == "console" and not systemd.is_journal(2, os.environ)
 
     def greet() -> None:
         if for_eyes:
@@ -127,7 +132,16 @@ def start(spare: Template | None, config: Path) -> None:
 
             _remark(stop_summary(finish))
 
-    supervisor = Supervisor(settings, spare, on_ready=greet, on_finish=report)
+    spokesman = None
+    if manager is not None:
+        from supervisor.spokesman import Spokesman
+
+        spokesman = Spokesman(*manager)
+        if manager[1] is not None:
+            import faulthandler
+
+            faulthandler.enable()  # a watchdog kills by SIGABRT: the journal gets the stack
+    supervisor = Supervisor(settings, spare, on_ready=greet, on_finish=report, spokesman=spokesman)
     raise click.exceptions.Exit(supervisor.run())
 
 
@@ -298,8 +312,10 @@ def _say(text: str) -> None:
         raise SupervisorError(f"the output cannot be written: {exc.strerror}") from exc
 
 
-def _remark(text: str) -> None:
+def _remark(text: str, level: str = "info") -> None:
     """Print to standard error, where somebody may be listening."""
+    if systemd.is_journal(2, os.environ):
+        text = systemd.prioritized(text, level)
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
@@ -322,7 +338,28 @@ def _load(config: Path) -> Settings:
 
 def _warn(settings: Settings, config: Path) -> None:
     for warning in settings.warnings:
-        _remark(f"supervisor: {config}: warning: {warning}")
+        _remark(f"supervisor: {config}: warning: {warning}", "warning")
+
+
+def _warn_of_unit(settings: Settings) -> None:
+    """Say so when systemd waits less long for the end of a stop than a stop may take."""
+    from supervisor.core.standing import STOP_SLACK
+    from supervisor.unit import stop_timeout, unit_of
+
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            unit = unit_of(file.read())
+    except OSError:
+        return
+    timeout = stop_timeout(unit) if unit else None
+    needed = settings.supervisor.grace + STOP_SLACK
+    if timeout is not None and timeout < needed:
+        _remark(
+            f"supervisor: warning: TimeoutStopSec of {unit} is {timeout:g} s, and a stop may take "
+            f"{needed:g} s: supervisor.grace, and {STOP_SLACK:g} s for who must be killed then; "
+            f"set TimeoutStopSec={math.ceil(needed)} in the unit",
+            "warning",
+        )
 
 
 def _client(config: Path) -> Client:

@@ -11,10 +11,13 @@ __all__ = ["bind", "change", "configure", "get_logger", "in_force", "timestamp"]
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
+
+from supervisor.systemd import is_journal, prioritized
 
 # structlog imports rich where that is installed (40 ms and 6 MB in every process) to draw
 # tracebacks, which are written plainly here.
@@ -75,12 +78,16 @@ def change(style: str, level: str) -> None:
 def _take(style: str, level: str) -> None:
     global in_force  # noqa: PLW0603  # a process has one log
     colours = style == "console" and sys.stderr.isatty()
+    *processors, render = _console(colours=colours) if style == "console" else _json()
+    if is_journal(2, os.environ):
+        render = _for_journal(render)
     # Of the same length in both styles: a line that another thread is writing comes to its end.
     _processors[:] = [
         structlog.contextvars.merge_contextvars,
         _add_bound,
         structlog.processors.add_log_level,
-        *(_console(colours=colours) if style == "console" else _json()),
+        *processors,
+        render,
     ]
     _Logger.__bases__ = (_filtering(level),)
     in_force = (style, level)
@@ -136,6 +143,15 @@ def _json() -> list[Any]:
         stamp,
         structlog.processors.JSONRenderer(default=repr),
     ]
+
+
+def _for_journal(render: Any) -> Any:
+    """Give each line its priority; a text of many lines is as many entries of the journal."""
+
+    def with_priority(logger: object, method: str, fields: _Fields) -> str:
+        return prioritized(render(logger, method, fields), fields.get("level", method))
+
+    return with_priority
 
 
 class _StandardError:

@@ -56,6 +56,7 @@ from supervisor.tuning import Tuning
 
 if TYPE_CHECKING:
     from supervisor.monitoring import Monitoring
+    from supervisor.spokesman import Spokesman
 
 FOLLOWERS_BATCH = 500  # events
 MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
@@ -86,6 +87,7 @@ class Supervisor:
         spare: a template that was launched while the configuration was read.
         on_ready: called once, when every group is ready for the first time.
         on_finish: called once, with how each worker came through the stop.
+        spokesman: who tells a service manager how it stands; None where there is none.
 
     Raises:
         AlreadyRunningError: a supervisor of this name runs.
@@ -102,6 +104,7 @@ class Supervisor:
         *,
         on_ready: Callable[[], None],
         on_finish: Callable[[ac.Finish], None],
+        spokesman: Spokesman | None = None,
     ) -> None:
         self._source = settings.source
         self._generations = {1: settings}
@@ -110,6 +113,8 @@ class Supervisor:
         self._last_generation = 1
         self._on_ready = on_ready
         self._on_finish = on_finish
+        self._spokesman = spokesman
+        self._be_patient(settings)
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
@@ -174,9 +179,12 @@ class Supervisor:
             poller.register(self._monitoring.fileno(), zmq.POLLIN)
             self._log.info("supervisor.listening", url=self._monitoring.url)
         self._carry_out(self._fleet.start(time.monotonic()))
+        self._tell_manager()
         while self._finish is None:
             ready = dict(poller.poll(self._poll_timeout()))
             self._turn(ready)
+            if self._spokesman is not None:
+                self._spokesman.turn_completed(time.monotonic())
         self._farewell()
         return self._finish.exit_code
 
@@ -194,6 +202,7 @@ class Supervisor:
                 self._reports.next_deadline(),
                 self._examinations.next_deadline(),
                 None if self._monitoring is None else self._monitoring.next_deadline(),
+                self._spokesman.next_deadline() if self._spokesman is not None else None,
             )
             if due is not None
         ]
@@ -227,7 +236,12 @@ class Supervisor:
         if self._monitoring is not None:
             self._monitoring.turn(time.monotonic())
         self._answer_inquiries(time.monotonic())
+        self._tell_manager()  # before those who wait for the end of a reload hear of it
         self._feed_followers()
+
+    def _tell_manager(self) -> None:
+        if self._spokesman is not None:
+            self._spokesman.tell(self._fleet, time.monotonic())
 
     def _hear_of_processes(self) -> None:
         """Take what has happened to processes; an end lies after all that its worker has said."""
@@ -512,6 +526,7 @@ class Supervisor:
         now = time.monotonic()
         self._tell_what_has_changed(before)
         self._processes.change_grace(settings.supervisor.grace)
+        self._be_patient(*self._generations.values())
         self._notes.changed(settings.supervisor.grace, budgeted(settings, settings.pools))
         self._tuning.begin(settings, self._in_force, applied, self._fleet.snapshot().workers, now)
         self._lending.bound({name: pool.max_open for name, pool in settings.pools.items()})
@@ -527,6 +542,7 @@ class Supervisor:
         self._last_generation += 1
         self._generations[self._last_generation] = settings
         self._sources[self._last_generation] = Sources(settings.supervisor.path)
+        self._be_patient(*self._generations.values())
         self._rebudget()
         self._handle(
             ev.ReloadRequested(
@@ -546,6 +562,8 @@ class Supervisor:
         """
         if self._fleet.phase in (Phase.STOPPING, Phase.STOPPED):
             raise ConfigError(self._source, [Problem("", "the supervisor is stopping")])
+        if self._spokesman is not None:
+            self._spokesman.reload_begins(time.monotonic())
         from supervisor.imports import check_entry_points
 
         before = self._settings.supervisor
@@ -569,6 +587,11 @@ class Supervisor:
         if problems:
             raise ConfigError(self._source, problems)
         return settings
+
+    def _be_patient(self, *generations: Settings) -> None:
+        """Let the service manager wait as long as a step may take under any of these."""
+        if self._spokesman is not None:
+            self._spokesman.patience = max(settings.longest_step for settings in generations)
 
     def _take_force(self) -> None:
         """Let the configuration of the fleet's generation be in force."""
@@ -770,6 +793,8 @@ class Supervisor:
         """Put an event into the journal, and into the log as one line."""
         event = {"time": log.timestamp(), "event": announce.event, **announce.fields}
         self._journal.append(event)
+        if self._spokesman is not None:
+            self._spokesman.note(announce)
         level = _LEVELS.get(announce.event, "info")
         getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
         match announce.event:
@@ -821,6 +846,8 @@ class Supervisor:
         if self._monitoring is not None:
             self._monitoring.close()
         self._on_finish(self._finish)
+        if self._spokesman is not None:
+            self._spokesman.close()
         self._processes.close()
         self._control.close()
         self._notes.close()

@@ -181,6 +181,13 @@ class Settings:
         """Return the pools of a group's workers, its first pool first."""
         return {name: self.pools[name] for name in self.groups[group].pools}
 
+    @property
+    def longest_step(self) -> float:
+        """Seconds that one step of a start or a rolling restart may take."""
+        return self.supervisor.grace + max(
+            group.ready_timeout + group.min_ready_time for group in self.groups.values()
+        )
+
     def budget_terms(self, counts: Mapping[str, int] | None = None) -> dict[str, Terms]:
         """Return what each budget has to do for, by pool.
 

@@ -76,6 +76,16 @@ _STOP_SIGNALS = (
     "SIGWINCH",
     "SIGABRT",
 )
+# What systemd puts into the environment of a service, and the setting of the unit that asks for it.
+_UNIT_SETTINGS = {
+    "RUNTIME_DIRECTORY": "RuntimeDirectory",
+    "STATE_DIRECTORY": "StateDirectory",
+    "CACHE_DIRECTORY": "CacheDirectory",
+    "LOGS_DIRECTORY": "LogsDirectory",
+    "CONFIGURATION_DIRECTORY": "ConfigurationDirectory",
+    "CREDENTIALS_DIRECTORY": "LoadCredential",
+}
+
 _SCHEMES = ("sqlite", "postgresql", "mysql", "redis", "rediss")
 _ALIASES = {"postgres": "postgresql", "mariadb": "mysql"}
 
@@ -470,8 +480,10 @@ def expand(written: str, env: Mapping[str, str]) -> str:
     if unset:
         names = " and ".join(dict.fromkeys(unset))
         verb, them = ("is", "it") if len(set(unset)) == 1 else ("are", "them")
+        setting = next((_UNIT_SETTINGS[each] for each in unset if each in _UNIT_SETTINGS), "")
+        by_systemd = f" (systemd does, for a unit with {setting}=)" if setting else ""
         raise Unfit(
-            f"{names} {verb} not set in the environment; set {them}, or write "
+            f"{names} {verb} not set in the environment; set {them}{by_systemd}, or write "
             f"${{{unset[0]}:-default}}"
         )
     return FromEnvironment(value, written)

@@ -631,8 +631,8 @@ class Fleet:
         worker = self._workers.get(worker_id)
         return None if worker is None else self._snapshot_of(worker)
 
-    def snapshot(self) -> FleetSnapshot:
-        """Return the fleet as it is now; changes nothing."""
+    def snapshot(self, *, with_workers: bool = True) -> FleetSnapshot:
+        """Return the fleet as it is now, its workers one by one where that is wanted."""
         ready = Counter(w.group for w in self._workers.values() if w.state is State.READY)
         return FleetSnapshot(
             state=self._phase.shown,
@@ -640,7 +640,9 @@ class Fleet:
             groups=tuple(
                 snapshot.of_group(group, ready[group.spec.name]) for group in self._groups.values()
             ),
-            workers=tuple(self._snapshot_of(worker) for worker in self._workers.values()),
+            workers=tuple(
+                self._snapshot_of(worker) for worker in self._workers.values() if with_workers
+            ),
             outstanding=self._waitgroup.outstanding,
             deadline=None if self._stop_deadline == NEVER else self._stop_deadline,
             roll=self._rolls.progress(),

@@ -777,6 +777,36 @@ def test_a_bad_reference_names_key_and_line(refused: Refused, written: str) -> N
     assert (problem.line, problem.key) == (3, "workers.jobs.env.X")
 
 
+@pytest.mark.parametrize(
+    ("variable", "setting"),
+    [
+        ("RUNTIME_DIRECTORY", "RuntimeDirectory"),
+        ("STATE_DIRECTORY", "StateDirectory"),
+        ("CREDENTIALS_DIRECTORY", "LoadCredential"),
+    ],
+)
+def test_what_systemd_would_have_set_is_asked_for_by_name(
+    refused: Refused, variable: str, setting: str
+) -> None:
+    """Whoever runs the same file in a shell is told where the variable comes from."""
+    (problem,) = refused(f"{GROUP}env = {{ X = '${{{variable}}}/x' }}\n")
+
+    assert problem.message == (
+        f"{variable} is not set in the environment; set it (systemd does, for a unit with "
+        f"{setting}=), or write ${{{variable}:-default}}"
+    )
+
+
+def test_a_secret_comes_from_the_credentials_of_the_unit(read: Read, tmp_path: Path) -> None:
+    """`url_file` takes a reference to the folder that systemd makes for them."""
+    (tmp_path / "database").write_text("postgresql://app:secret@db/orders\n")
+    text = f'{GROUP}[pools.main]\nurl_file = "${{CREDENTIALS_DIRECTORY}}/database"\n'
+
+    pool = read(text, CREDENTIALS_DIRECTORY=str(tmp_path)).pools["main"]
+
+    assert pool.url == "postgresql://app:secret@db/orders"
+
+
 def test_numbers_come_from_the_environment_too(read: Read, refused: Refused) -> None:
     """A number may be written as a reference, though the environment holds only strings."""
     text = f'{POOL}{GROUP}count = "${{N:-4}}"\n[supervisor]\ngrace = "${{G:-10}}"\n'
