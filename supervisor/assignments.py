@@ -14,8 +14,12 @@ from supervisor.processes import Recipe
 
 
 def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
-    """Return what the template of a group's workers imports; groups of equal `env` share one."""
-    sharing = [other for other in settings.groups.values() if other.env == group.env]
+    """Return what a group's template imports; groups of equal `env` and user share one."""
+    sharing = [
+        other
+        for other in settings.groups.values()
+        if other.env == group.env and other.identity == group.identity
+    ]
     pools = {name for other in sharing for name in other.pools}
     return Recipe(
         name=settings.supervisor.name,
@@ -29,6 +33,7 @@ def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
         grace=settings.supervisor.grace,
         log_format=settings.log.format,
         log_level=settings.log.level,
+        identity=group.identity,
     )
 
 

@@ -12,17 +12,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
 
 import zmq
 
-from supervisor import log, protocol
+from supervisor import claims, log, protocol
 from supervisor.assignments import allowances_wanted, assignment, group_specs, recipe
 from supervisor.config import Settings, load
-from supervisor.control import Control, RuntimeDir
+from supervisor.config.values import LONGEST
+from supervisor.control import Control, Flooded, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.fleet import Fleet, Phase
@@ -41,6 +42,10 @@ from supervisor.signals import Signals
 from supervisor.status import Reports, group_status, worker_status
 
 FOLLOWERS_BATCH = 500  # events
+LONGEST_WAIT = 3600.0  # seconds of one poll
+MAX_COUNT = 10_000  # workers of a group, as in the configuration
+MAX_ERROR = 2_500  # characters; a worker's own runtime keeps to less
+MAX_TRACEBACK = 120_000
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
@@ -90,10 +95,10 @@ class Supervisor:
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
-        reserve_descriptors(sum(group.count for group in settings.groups.values()))
+        reserve_descriptors(_most_workers(settings, {}))
         self._signals = Signals()
-        self._processes = Processes(spare)
         self._control = Control(runtime_dir, self._dropped)
+        self._processes = Processes(spare, self._control.workers_path)
         self._journal = Journal()
         self._fleet = Fleet(
             group_specs(settings),
@@ -102,11 +107,13 @@ class Supervisor:
             draw=random.random,
         )
         self._counts: dict[str, int] = {}  # of groups that were scaled
+        self._open_to_users(settings)
         self._lending = Lending(self._control.to_worker)
         self._lending.change(settings.budget_terms())
         self._started = log.timestamp()
         self._reports = Reports()
         self._dumps_wanted: set[str] = set()
+        self._asking: list[bytes | None] = []  # who wants a status; None: the log
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
         self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -127,7 +134,13 @@ class Supervisor:
             poller.register(descriptor, zmq.POLLIN)
         self._carry_out(self._fleet.start(time.monotonic()))
         while self._finish is None:
+            unwritten = log.backlog()
+            if unwritten is not None:
+                poller.register(unwritten, zmq.POLLOUT)
             ready = dict(poller.poll(self._poll_timeout()))
+            if unwritten is not None:
+                poller.unregister(unwritten)
+                log.flush(0.0)
             self._turn(ready)
         self._farewell()
         return self._finish.exit_code
@@ -148,7 +161,7 @@ class Supervisor:
         if not dues:
             return None
         # Rounded up: a turn that comes too early would find nothing due, and spin.
-        return max(0, int((min(dues) - time.monotonic()) * 1000) + 1)
+        return max(0, int(min(min(dues) - time.monotonic(), LONGEST_WAIT) * 1000) + 1)
 
     def _turn(self, ready: dict[Any, int]) -> None:
         self._hear_of_processes()
@@ -163,6 +176,7 @@ class Supervisor:
         if self._control.clients in ready:
             for client, request in self._control.from_clients():
                 self._client_request(client, request)
+        self._inquire()
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
         self._answer_inquiries(time.monotonic())
@@ -231,27 +245,37 @@ class Supervisor:
             case protocol.Acknowledged():
                 self._handle(ev.WorkerAcknowledged(worker))
             case protocol.Failed():
-                self._handle(ev.WorkerFailed(worker, message.error, message.traceback))
+                error = claims.clipped(message.error, MAX_ERROR)
+                traceback = claims.clipped(message.traceback, MAX_TRACEBACK)
+                self._handle(ev.WorkerFailed(worker, error, traceback))
             case protocol.Drained():
-                reports = {
-                    name: protocol.to_builtins(report) for name, report in message.reports.items()
-                }
+                reports = claims.close_reports(message, self._pools_of(worker))
                 if not any(report.leaked for report in message.reports.values()):
                     self._lending.closed_all(worker)
                 self._handle(ev.WorkerDrained(worker, reports))
                 self._control.to_worker(worker, protocol.Farewell())
             case protocol.Report():
-                self._reports.heard(worker, message)
+                self._reports.heard(worker, claims.report(message, self._pools_of(worker)))
             case protocol.LeakFound():
                 self._leak_found(worker, message)
             case protocol.Usage():
                 self._lending.heard(worker, message)
+            case Flooded():
+                self._handle(ev.WorkerFailed(worker, message.why, ""))
+                self._handle(ev.WorkerLeaving(worker, message.why))  # a failure alone ends nothing
             case _:
                 assert_never(message)
 
+    def _pools_of(self, worker: str) -> tuple[str, ...]:
+        """Return the pools that a worker was given; none where it has ended."""
+        found = self._fleet.worker_of(worker)
+        return (
+            () if found is None else self._generations[found.generation].groups[found.group].pools
+        )
+
     def _leak_found(self, worker: str, leak: protocol.LeakFound) -> None:
         found = self._fleet.worker_of(worker)
-        if found is not None:
+        if found is not None and leak.pool in self._pools_of(worker):
             self._announce(
                 ac.Announce(
                     "pool.leak",
@@ -262,8 +286,8 @@ class Supervisor:
                         "generation": found.generation,
                         "pool": leak.pool,
                         "held_seconds": round(leak.held_seconds, 3),
-                        "thread": leak.thread,
-                        "stack": leak.stack,
+                        "thread": claims.clipped(leak.thread, claims.MAX_NAME),
+                        "stack": claims.clipped(leak.stack, claims.MAX_STACK),
                     },
                 )
             )
@@ -282,7 +306,7 @@ class Supervisor:
                 case signal.SIGHUP:
                     self._reload()
                 case signal.SIGUSR1:
-                    self._inquire(None)
+                    self._asking.append(None)
                 case signal.SIGUSR2:
                     self._dump_all()
                 case _:  # SIGCHLD
@@ -300,13 +324,14 @@ class Supervisor:
     def _client_request(self, client: bytes, request: Any) -> None:
         match request:
             case protocol.GetStatus():
-                self._inquire(client)
+                self._asking.append(client)
             case protocol.FetchEvents():
                 if request.follow:
                     self._reading.pop(client, None)
                     self._followers[client] = request.after
                 else:
-                    batch = self._journal.after(request.after, min(request.limit, CAPACITY))
+                    limit = max(1, min(request.limit, FOLLOWERS_BATCH))
+                    batch = self._journal.after(request.after, limit)
                     self._control.to_client(client, batch)
             case protocol.Stop() if not _is_grace(request.grace):
                 self._refuse(client, f"a grace of {request.grace} s cannot be meant")
@@ -344,7 +369,15 @@ class Supervisor:
         if request.group not in {group.name for group in self._fleet.snapshot().groups}:
             self._refuse(client, f"there is no group named {request.group!r}")
             return
+        if not 0 <= request.count <= MAX_COUNT:
+            self._refuse(client, f"a group has 0 to {MAX_COUNT} workers")
+            return
         counts = {**self._counts, request.group: request.count}
+        try:
+            reserve_descriptors(_most_workers(self._settings, counts))
+        except SpawnError as exc:
+            self._control.to_client(client, protocol.Refused(str(exc)))
+            return
         for pool, terms in self._settings.budget_terms(counts).items():
             if terms.misfit:
                 error = f"pools.{pool}.budget: {terms.misfit}"
@@ -378,6 +411,7 @@ class Supervisor:
             return str(exc)
         self._last_generation += 1
         self._generations[self._last_generation] = settings
+        self._open_to_users(settings)
         self._rebudget()
         self._handle(
             ev.ReloadRequested(
@@ -409,9 +443,17 @@ class Supervisor:
             for key in ("name", "runtime_dir")
             if getattr(settings.supervisor, key) != getattr(before, key)
         ]
+        try:
+            reserve_descriptors(_most_workers(settings, {}))
+        except SpawnError as exc:
+            problems.append(settings.problem(("workers",), str(exc)))
         if problems:
             raise ConfigError(self._source, problems)
         return settings
+
+    def _open_to_users(self, settings: Settings) -> None:
+        if any(group.identity is not None for group in settings.groups.values()):
+            self._control.open_to_users()
 
     def _take_force(self) -> None:
         """Let the configuration of the fleet's generation be in force."""
@@ -448,19 +490,28 @@ class Supervisor:
 
     # --- status ----------------------------------------------------------------------------------
 
-    def _inquire(self, client: bytes | None) -> None:
-        """Ask every worker what it has in hand, then answer; the silent are not waited for."""
+    def _inquire(self) -> None:
+        """Ask every worker what it has in hand, then answer; the silent are not waited for.
+
+        One question a turn, for however many clients.
+        """
+        if not self._asking:
+            return
+        asking, self._asking = self._asking, []
         serial = self._reports.next_serial()
         asked = [
             worker.id
             for worker in self._fleet.snapshot().workers
             if self._control.to_worker(worker.id, protocol.Inquire(serial))
         ]
-        self._reports.inquire(serial, client, asked)
+        self._reports.inquire(serial, asking, asked)
 
     def _answer_inquiries(self, now: float) -> None:
-        for client in self._reports.answerable(now):
-            status = self._status(now)
+        clients = self._reports.answerable(now)
+        if not clients:
+            return
+        status = self._status(now)
+        for client in clients:
             if client is None:
                 self._log.info("supervisor.status", **status)
             else:
@@ -579,6 +630,7 @@ class Supervisor:
         assert self._finish is not None
         for client, request in self._control.from_clients():
             self._client_request(client, request)
+        self._inquire()
         self._answer_inquiries(time.monotonic())
         # Whoever is still busy with its last batch finds the rest when it comes back for more.
         self._journal.ended = True
@@ -591,7 +643,14 @@ class Supervisor:
 
 
 def _is_grace(grace: float | None) -> bool:
-    return grace is None or 0.0 <= grace < float("inf")
+    return grace is None or 0.0 <= grace <= LONGEST
+
+
+def _most_workers(settings: Settings, counts: Mapping[str, int]) -> int:
+    """Return how many workers there can be at once, those of a roll included."""
+    return sum(
+        counts.get(name, group.count) + group.surge for name, group in settings.groups.items()
+    )
 
 
 def _is_told(action: ac.Action) -> bool:

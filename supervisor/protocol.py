@@ -30,6 +30,7 @@ __all__ = [
     "FromWorker",
     "GetStatus",
     "Hello",
+    "Identity",
     "Inquire",
     "Leak",
     "LeakFound",
@@ -55,7 +56,7 @@ __all__ = [
     "to_builtins",
 ]
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -67,6 +68,11 @@ _MAGIC = b"ackvisor/%d " % VERSION
 # A worker's largest honest message is a traceback or a set of close reports. What is larger is a
 # worker gone mad, and is dropped before it is parsed.
 MAX_BYTES = 1 << 20
+
+
+# What a peer may count, and how long it may have taken: no negative numbers, no NaN, no infinity.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e10)]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -100,25 +106,25 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """One pool's figures at one moment, in the words of Go's `database/sql.DBStats`."""
 
-    max_open: int = 0
-    open: int = 0
-    in_use: int = 0
-    idle: int = 0
-    waiting: int = 0
-    wait_count: int = 0
-    wait_seconds: float = 0.0
-    max_idle_closed: int = 0
-    max_idle_time_closed: int = 0
-    max_lifetime_closed: int = 0
-    broken_closed: int = 0
-    timeouts: int = 0
-    leaks: int = 0
+    max_open: Count = 0
+    open: Count = 0
+    in_use: Count = 0
+    idle: Count = 0
+    waiting: Count = 0
+    wait_count: Count = 0
+    wait_seconds: Seconds = 0.0
+    max_idle_closed: Count = 0
+    max_idle_time_closed: Count = 0
+    max_lifetime_closed: Count = 0
+    broken_closed: Count = 0
+    timeouts: Count = 0
+    leaks: Count = 0
 
 
 class Leak(msgspec.Struct, frozen=True, kw_only=True):
     """A connection that was not given back: how long it was held, by whom, taken where."""
 
-    held_seconds: float
+    held_seconds: Seconds
     thread: str
     stack: str
 
@@ -126,19 +132,31 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
 class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
     """What closing a pool came to: closed physically, waited for, never given back."""
 
-    closed: int = 0
-    waited: int = 0
+    closed: Count = 0
+    waited: Count = 0
     leaked: tuple[Leak, ...] = ()
 
 
 # --- supervisor to template --------------------------------------------------------------------
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """The user that a template and its workers become, before the application is imported."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
 class Load(Message, frozen=True):
     """Import the application: put `path` on sys.path, set `env`, import what workers will need.
 
     `schemes` are those of the pools' URLs, whose drivers are imported too. `grace` bounds how long
-    workers may live on when the supervisor has died.
+    workers may live on when the supervisor has died. With an `identity` there comes a descriptor
+    beside the message, of the workers' socket: its folder is not that user's.
     """
 
     name: str
@@ -150,6 +168,7 @@ class Load(Message, frozen=True):
     grace: float
     log_format: str
     log_level: str
+    identity: Identity | None = None
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,10 +238,10 @@ class Acknowledged(Message, frozen=True):
 class Report(Message, frozen=True, kw_only=True):
     """What a worker has in hand at this moment; the answer to `Inquire`."""
 
-    number: int
-    in_flight: int
-    jobs_done: int
-    jobs_failed: int
+    number: Count
+    in_flight: Count
+    jobs_done: Count
+    jobs_failed: Count
     pools: dict[str, PoolStats]
 
 
@@ -237,7 +256,7 @@ class LeakFound(Message, frozen=True):
     """A connection has been lent for longer than the pool's `leak_threshold`."""
 
     pool: str
-    held_seconds: float
+    held_seconds: Seconds
     thread: str
     stack: str
 
@@ -256,9 +275,9 @@ class Usage(Message, frozen=True):
     """
 
     pool: str
-    serial: int
-    accepted: int
-    wanted: int
+    serial: Count
+    accepted: Count
+    wanted: Count
 
 
 FromWorker = Hello | Ready | Acknowledged | Report | LeakFound | Usage | Failed | Drained

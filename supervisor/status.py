@@ -23,7 +23,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class _Inquiry:
     """A status that waits for the workers' reports."""
 
-    client: bytes | None  # None: the log
+    clients: list[bytes | None]  # None: the log
     waiting: set[str]
     due: float
 
@@ -41,11 +41,11 @@ class Reports:
         self._serial += 1
         return self._serial
 
-    def inquire(self, serial: int, client: bytes | None, asked: Iterable[str]) -> None:
+    def inquire(self, serial: int, clients: list[bytes | None], asked: Iterable[str]) -> None:
         """Wait for those who were asked; who does not answer in time is not waited for."""
         waiting = set(asked)
         due = time.monotonic() + (INQUIRY_DUE if waiting else 0.0)
-        self._inquiries[serial] = _Inquiry(client, waiting, due)
+        self._inquiries[serial] = _Inquiry(clients, waiting, due)
 
     def heard(self, worker: str, report: protocol.Report) -> None:
         """Take a worker's report."""
@@ -72,7 +72,11 @@ class Reports:
         """Return who is to be answered now, and forget that they have asked."""
         ripe = [n for n, inquiry in self._inquiries.items() if inquiry.due <= now]
         ripe += [n for n, inquiry in self._inquiries.items() if not inquiry.waiting]
-        return [self._inquiries.pop(number).client for number in dict.fromkeys(ripe)]
+        return [
+            client
+            for number in dict.fromkeys(ripe)
+            for client in self._inquiries.pop(number).clients
+        ]
 
     def open_connections(self, pools: Iterable[str]) -> dict[str, int]:
         """Return how many connections the workers have said that these pools have."""

@@ -23,13 +23,16 @@ __all__ = [
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supervisor.config import values as read
 from supervisor.config.lines import KeyPath, Lines
 from supervisor.core.budget import Terms
 from supervisor.core.policy import Restart, RestartPolicy
 from supervisor.errors import Problem
+
+if TYPE_CHECKING:
+    from supervisor.protocol import Identity
 
 _BARE = re.compile("[A-Za-z0-9_-]+")
 
@@ -107,6 +110,8 @@ class GroupSettings:
     min_ready_time: float = field(default=1.0, metadata=_by(read.duration(off=True)))
     surge: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
     max_age: float = field(default=0.0, metadata=_by(read.duration(off=True)))
+    user: str = field(default="", metadata=_by(read.blank_or(read.text)))
+    identity: Identity | None = None  # whom `user` names, where that is not who we are
     env: dict[str, str] = field(default_factory=dict, repr=False, metadata=_by(read.environment))
     options: dict[str, Any] = field(default_factory=dict, repr=False, metadata=_by(read.options))
 
@@ -192,7 +197,6 @@ LATER: dict[type, dict[str, Later]] = {
         "notify": Later(read.flag, False, _COMMAND),
         "hang_timeout": Later(read.duration(off=True), 0.0, "hangs are not detected yet"),
         "max_rss": Later(read.size, 0, _RECYCLING),
-        "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
         "sockets": Later(read.array(read.text), (), SOCKETS_LACK),
     },
 }

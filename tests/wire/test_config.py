@@ -110,6 +110,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "workers.jobs.min_ready_time": [('"1s"', 1.0), ('"0"', 0.0)],
     "workers.jobs.surge": [("1", 1), ("3", 3)],
     "workers.jobs.max_age": [('"24h"', 86400.0), ("0", 0.0)],
+    "workers.jobs.user": [('""', "")],  # more in tests/integration/test_users.py
     "workers.jobs.env": [('{ A = "1", _b2 = "" }', {"A": "1", "_b2": ""})],
     "workers.jobs.options": [
         ('{ a = [1, 2.5, true, "x"], b = { c = -1 } }', {"a": [1, 2.5, True, "x"], "b": {"c": -1}}),
@@ -177,6 +178,7 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.min_ready_time": NO_DURATION,
     "workers.jobs.surge": [*NO_COUNT, "0"],
     "workers.jobs.max_age": NO_DURATION,
+    "workers.jobs.user": ["0", '"no-such-user"', "[]"],
     "workers.jobs.env": ['"A=1"', "{ A = 1 }", '{ "A B" = "x" }', '{ A = "\\u0000" }'],
     "workers.jobs.options": ["3", "[]", "{ day = 1979-05-27 }", "{ big = 0x10000000000000000 }"],
 }
@@ -189,7 +191,6 @@ NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     "workers.jobs.notify": ("true", ['"yes"', "1"], ["false"]),
     "workers.jobs.hang_timeout": ('"60s"', NO_DURATION, ['"0"', "0"]),
     "workers.jobs.max_rss": ('"1GiB"', ['"1GB"', "-1", "true", '"2000TiB"'], ['"0"', "0"]),
-    "workers.jobs.user": ('"app"', ["0"], ['""']),
     "workers.jobs.sockets": ('["web"]', ['"web"', "[1]"], ["[]"]),
 }
 INSTEAD_OF_RUN = {
