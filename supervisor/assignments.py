@@ -27,16 +27,18 @@ SERVER = "workers.web:serve"  # what runs an application
 
 
 def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
-    """Return what the template of a group's workers imports; groups of equal `env` share one.
+    """Return what a group's template imports; groups of equal `env` and user share one.
 
-    All commands share one of their own: no import of an application is in their way, or changes the
+    All commands of a user share one of their own: no import of an application is in their way, or changes the
     environment that they get.
     """
     is_command = bool(group.command)
     sharing = [
         other
         for other in settings.groups.values()
-        if bool(other.command) == is_command and (is_command or other.env == group.env)
+        if bool(other.command) == is_command
+        and other.identity == group.identity
+        and (is_command or other.env == group.env)
     ]
     pools = {name for other in sharing for name in other.pools}
     return Recipe(
@@ -51,6 +53,7 @@ def recipe(settings: Settings, group: GroupSettings, generation: int) -> Recipe:
         grace=settings.supervisor.grace,
         log_format=settings.log.format,
         log_level=settings.log.level,
+        identity=group.identity,
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 IMPORT_TIMEOUT = 60.0  # seconds for each entry point of `check --import`
 MAX_COUNT = 10_000  # workers of a group, as in the configuration
+LAST_LINES = 1.0  # seconds that a log which nobody reads may keep the end of a start
 STOP_MARGIN = 10.0  # seconds after its deadline in which a supervisor must have gone
 
 _config = click.option(
@@ -119,18 +120,18 @@ def start(spare: Template | None, config: Path) -> None:
         from supervisor import log
     from supervisor.loop import Supervisor
 
-    log.configure(settings.log.format, settings.log.level)
+    log.configure(settings.log.format, settings.log.level, patience=0.0)
     for_eyes = settings.log.format == "console" and not systemd.is_journal(2, os.environ)
 
     def greet() -> None:
         if for_eyes:
-            _remark(_greeting(settings, config))
+            log.write(_greeting(settings, config) + "\n")
 
     def report(finish: Any) -> None:
         if for_eyes:
             from supervisor.report import stop_summary
 
-            _remark(stop_summary(finish))
+            log.write(stop_summary(finish) + "\n")
 
     spokesman = None
     if manager is not None:
@@ -142,7 +143,9 @@ def start(spare: Template | None, config: Path) -> None:
 
             faulthandler.enable()  # a watchdog kills by SIGABRT: the journal gets the stack
     supervisor = Supervisor(settings, spare, on_ready=greet, on_finish=report, spokesman=spokesman)
-    raise click.exceptions.Exit(supervisor.run())
+    code = supervisor.run()
+    log.flush(LAST_LINES)
+    raise click.exceptions.Exit(code)
 
 
 @main.command()

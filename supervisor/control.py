@@ -6,7 +6,7 @@ in (frames that do not parse, strangers, what comes after an end) is counted, lo
 
 from __future__ import annotations
 
-__all__ = ["Control", "RuntimeDir", "client_endpoint"]
+__all__ = ["Control", "Flooded", "RuntimeDir", "client_endpoint"]
 
 import contextlib
 import fcntl
@@ -15,26 +15,39 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
 
+from supervisor.core.flood import Meter
 from supervisor.errors import AlreadyRunningError, ConfigError, Problem, WireError
 from supervisor.protocol import (
     MAX_BYTES,
     FromClient,
     FromWorker,
     Hello,
+    LeakFound,
     ToClient,
     ToWorker,
     decode,
     encode,
 )
 
-# What one turn of the loop reads from each side at most, so that a flood cannot stall the rest.
-WORKER_BUDGET = 1000
-CLIENT_BUDGET = 100
+# What one turn of the loop reads from each side at most, so that a flood cannot stall the rest. A
+# ROUTER takes from its peers in turn: who has one message to say is heard in the same turn.
+WORKER_BUDGET = 300  # messages
+CLIENT_BUDGET = 20
+TURN_BYTES = 1 << 22
+# What waits in memory for us, or for a peer that does not read, of each connection.
+WORKER_QUEUE = 64  # messages of at most MAX_BYTES
+CLIENT_QUEUE = 16
+MAX_REQUEST = 1 << 16  # bytes; a client names a group, no more
+HANDSHAKE_MS = 10_000  # who connects has said what it speaks by then, or is cut off
+BACKLOG = 1024  # who connects when it is full tries again a tenth of a second later
+LEAK_WEIGHT = 20  # a leak that is reported is written: it counts as so many messages
+MAX_DETAIL = 200  # characters of what a stranger says that are logged
 LOCK_DUE = 0.5  # seconds in which a command that holds the lock has let go of it
 FAREWELL_MS = 300  # how long the end of the process may wait for answers to be sent
 
@@ -122,6 +135,13 @@ class RuntimeDir:
         os.close(self._lock)
 
 
+@dataclass(frozen=True, slots=True)
+class Flooded:
+    """A worker has sent so much that it counts as gone mad. Nothing more of it is heard."""
+
+    why: str
+
+
 class Control:
     """Both ROUTERs. Owned by the loop's thread.
 
@@ -136,16 +156,27 @@ class Control:
         self._tokens: dict[str, str] = {}
         self._worker_of: dict[bytes, str] = {}  # routing id -> worker, since its hello
         self._route_of: dict[str, bytes] = {}
-        self.workers_endpoint = f"ipc://{runtime_dir}/workers.sock"
+        self._meters: dict[str, Meter] = {}
+        self._muted: set[str] = set()
+        self.workers_path = f"{runtime_dir}/workers.sock"
+        self.workers_endpoint = f"ipc://{self.workers_path}"
         self._context = zmq.Context()
-        self.workers = self._router(self.workers_endpoint)
-        self.clients = self._router(client_endpoint(runtime_dir))
+        self.workers = self._router(self.workers_endpoint, MAX_BYTES, received=WORKER_QUEUE)
+        self.clients = self._router(
+            client_endpoint(runtime_dir), MAX_REQUEST, received=CLIENT_QUEUE, sent=CLIENT_QUEUE
+        )
 
-    def _router(self, endpoint: str) -> zmq.Socket[bytes]:
+    def _router(
+        self, endpoint: str, largest: int, *, received: int, sent: int = 1000
+    ) -> zmq.Socket[bytes]:
         router = self._context.socket(zmq.ROUTER)
         router.linger = 0
         router.router_mandatory = True  # an unknown peer is an error here, not silence
-        router.maxmsgsize = MAX_BYTES
+        router.maxmsgsize = largest
+        router.rcvhwm = received
+        router.sndhwm = sent
+        router.handshake_ivl = HANDSHAKE_MS
+        router.backlog = BACKLOG
         before = os.umask(0o077)
         try:
             router.bind(endpoint)
@@ -155,6 +186,13 @@ class Control:
 
     # --- workers -------------------------------------------------------------------------------
 
+    def open_to_users(self) -> None:
+        """Let workers of other users connect: those to whom a descriptor of the socket is handed.
+
+        Its folder is 0700 and stays it, so that nobody else gets as far as the socket.
+        """
+        os.chmod(self.workers_path, 0o666)  # noqa: S103  see above
+
     def expect(self, worker: str, token: str) -> None:
         """Accept the worker that shows this token."""
         self._tokens[worker] = token
@@ -162,24 +200,44 @@ class Control:
     def forget(self, worker: str) -> None:
         """Drop whatever still comes from this worker."""
         self._tokens.pop(worker, None)
+        self._meters.pop(worker, None)
+        self._muted.discard(worker)
         route = self._route_of.pop(worker, None)
         if route is not None:
             del self._worker_of[route]
 
     def from_workers(self) -> Iterator[tuple[str, Any]]:
-        """Yield (worker, message) for what proven workers have sent. Never blocks."""
+        """Yield (worker, message) for what proven workers have sent. Never blocks.
+
+        One that floods us is told of by `Flooded`, once; it can still be sent to.
+        """
+        now = time.monotonic()
         for route, frames in _received(self.workers, WORKER_BUDGET):
+            worker = self._worker_of.get(route)
+            if worker in self._muted:
+                self._drop("flood", f"what {worker} goes on sending")
+                continue
             message = self._parsed(frames, FromWorker)
+            if worker is not None:
+                weight = LEAK_WEIGHT if isinstance(message, LeakFound) else 1
+                meter = self._meters[worker]
+                if meter.take(now, sum(map(len, frames)), weight):
+                    self._muted.add(worker)
+                    yield worker, Flooded(f"it floods its supervisor: {meter}")
+                    continue
             if message is None:
                 continue
-            worker = self._worker_of.get(route)
             if isinstance(message, Hello):
                 if worker is not None or not self._proves(message):
                     self._drop("stranger", f"hello as {message.worker!r}")
                     continue
+                if _pid_of(frames[0]) not in (message.pid, None):
+                    self._drop("liar", f"hello as {message.worker!r} by another process")
+                    continue
                 worker = message.worker
                 self._worker_of[route] = worker
                 self._route_of[worker] = route
+                self._meters[worker] = Meter()
             elif worker is None:
                 self._drop("stranger", f"{type(message).__name__} before any hello")
                 continue
@@ -212,12 +270,12 @@ class Control:
 
     # --- both ------------------------------------------------------------------------------------
 
-    def _parsed(self, frames: list[bytes], kind: Any) -> Any:
+    def _parsed(self, frames: list[zmq.Frame], kind: Any) -> Any:
         if len(frames) != 1:
             self._drop("malformed", f"{len(frames)} frames instead of one")
             return None
         try:
-            return decode(frames[0], kind)
+            return decode(frames[0].bytes, kind)
         except WireError as exc:
             self._drop("malformed", str(exc))
             return None
@@ -233,7 +291,7 @@ class Control:
 
     def _drop(self, reason: str, detail: str) -> None:
         self._drops[reason] += 1
-        self._on_drop(reason, detail, self._drops[reason])
+        self._on_drop(reason, detail[:MAX_DETAIL], self._drops[reason])
 
     def close(self) -> None:
         """Close both sockets; the last answers get a moment to leave."""
@@ -242,10 +300,23 @@ class Control:
         self._context.term()
 
 
-def _received(router: zmq.Socket[bytes], budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+def _received(router: zmq.Socket[bytes], budget: int) -> Iterator[tuple[bytes, list[zmq.Frame]]]:
+    size = 0
     for _ in range(budget):
         try:
-            route, *frames = router.recv_multipart(zmq.DONTWAIT)
+            route, *frames = router.recv_multipart(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return
-        yield route, frames
+        yield route.bytes, frames
+        size += sum(map(len, frames))
+        if size >= TURN_BYTES:
+            return
+
+
+def _pid_of(frame: zmq.Frame) -> int | None:
+    """Return the process at the other end of the connection, as the kernel knows it."""
+    try:
+        # "localhost:uid:gid:pid", from SO_PEERCRED at the time of its connect.
+        return int(str(frame.get("Peer-Address")).rpartition(":")[2])
+    except (zmq.ZMQError, ValueError):
+        return None

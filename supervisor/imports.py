@@ -21,12 +21,15 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from supervisor.commands import missing_program
 from supervisor.config import GroupSettings, Settings
 from supervisor.config.values import did_you_mean
 from supervisor.errors import Problem, SpawnError
+
+if TYPE_CHECKING:
+    from supervisor.protocol import Identity
 
 MAX_ANSWER = 1 << 16  # bytes; honest answers are clipped to a fraction of it
 MAX_MESSAGE = 500  # characters of an exception's message: one line is to be read, not a page
@@ -164,7 +167,9 @@ def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> st
     context = multiprocess.get_context("spawn")
     deadline = time.monotonic() + timeout
     answers, answer = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(answer, run, tuple(path), group.env))
+    process = context.Process(
+        target=_answer, args=(answer, run, tuple(path), group.env, group.identity)
+    )
     with answers:
         try:
             process.start()
@@ -222,9 +227,19 @@ def _kill(process: Any) -> int:
     return code
 
 
-def _answer(answer: Any, run: str, path: Sequence[str], env: Mapping[str, str]) -> None:
+def _answer(
+    answer: Any,
+    run: str,
+    path: Sequence[str],
+    env: Mapping[str, str],
+    identity: Identity | None,
+) -> None:
     """Import `run`, in the child, and say what came of it: "" for nothing to complain of."""
     os.setpgid(0, 0)
+    if identity is not None:
+        from supervisor.privileges import become
+
+        become(identity)
     os.environ.update(env)
     sys.path[:0] = [folder for folder in path if folder not in sys.path]
     try:

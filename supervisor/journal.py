@@ -15,20 +15,30 @@ from typing import Any
 from supervisor.protocol import EventBatch
 
 CAPACITY = 10_000
+# A traceback may be large, and a worker that fails all day long must not fill the memory with them.
+MAX_SIZE = 1 << 26  # characters of all events
 
 
 class Journal:
     """A ring of events. Numbers start at 1 and are never used again."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._ring: deque[dict[str, Any]] = deque(maxlen=capacity)
+        self._ring: deque[dict[str, Any]] = deque()
+        self._sizes: deque[int] = deque()
+        self._size = 0
+        self._capacity = capacity
         self._last = 0
         self.ended = False  # the last event of all, supervisor.stopped, is in
 
     def append(self, event: dict[str, Any]) -> None:
         """Add one event, already complete with its time."""
         self._ring.append(event)
+        self._sizes.append(len(repr(event)))
+        self._size += self._sizes[-1]
         self._last += 1
+        while len(self._ring) > self._capacity or self._size > MAX_SIZE:
+            self._ring.popleft()
+            self._size -= self._sizes.popleft()
 
     @property
     def last(self) -> int:

@@ -1,19 +1,35 @@
 """Logging: one structlog configuration for supervisor and workers. A leaf.
 
-Lines go to standard error, one write each. Every line of a worker says which worker, group and
+Lines go to standard error, one write each, and nobody ever waits long for whoever reads them: what
+cannot be written now is kept for later, what does not fit there is counted, and said. Every line of a worker says which worker, group and
 generation it comes from, whatever thread or library wrote it: the names are bound to the process,
 because context variables do not reach threads that are started later.
 """
 
 from __future__ import annotations
 
-__all__ = ["bind", "change", "configure", "get_logger", "in_force", "timestamp"]
+__all__ = [
+    "backlog",
+    "bind",
+    "change",
+    "configure",
+    "flush",
+    "get_logger",
+    "in_force",
+    "timestamp",
+    "write",
+]
 
-import contextlib
 import logging
 import os
+import select
+import socket
+import stat
 import sys
-from collections.abc import MutableMapping
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +43,11 @@ try:
 finally:
     if _without_rich is None:
         del sys.modules["rich"]
+
+# What is kept while nobody reads. Later lines are counted only: the first ones tell what has begun.
+MAX_KEPT = 1 << 20  # bytes
+# How long one line of a worker may wait for a reader that is merely slow, and was not so before.
+PATIENCE = 0.2  # seconds
 
 _Fields = MutableMapping[str, Any]
 _bound: dict[str, Any] = {}
@@ -45,18 +66,20 @@ def bind(**fields: Any) -> None:
     _bound.update(fields)
 
 
-def configure(style: str, level: str) -> None:
+def configure(style: str, level: str, *, patience: float = PATIENCE) -> None:
     """Configure structlog and the standard library's logging for this process.
 
     Args:
         style: "console" for eyes, "json" for programs.
         level: the least severe level that is written, as "info".
+        patience: seconds that a line may wait for a slow reader; 0: never, `backlog` is polled.
     """
+    _standard_error.open(patience)
     _take(style, level)
     structlog.configure(
         processors=_processors,
         wrapper_class=_Logger,
-        logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),  # type: ignore[arg-type]
+        logger_factory=_Lines,
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=level.upper(), force=True)
@@ -100,6 +123,21 @@ def _filtering(level: str) -> type:
 # What is below the level costs nothing, because structlog has a class of loggers for each level.
 # Every logger of this process is of this class, whose base is that of the level in force.
 _Logger: Any = type("_Logger", (_filtering("info"),), {})
+
+
+def write(text: str) -> None:
+    """Write text that is no log line where the log goes, under the same rules. Any thread."""
+    _standard_error.write(text)
+
+
+def backlog() -> int | None:
+    """Return a descriptor to be polled for writing, then `flush`; None: nothing is kept."""
+    return _standard_error.backlog()
+
+
+def flush(timeout: float) -> None:
+    """Write what is kept; wait for the reader so many seconds at most. Any thread."""
+    _standard_error.flush(timeout)
 
 
 def _add_bound(_logger: object, _method: str, fields: _Fields) -> _Fields:
@@ -155,15 +193,150 @@ def _for_journal(render: Any) -> Any:
 
 
 class _StandardError:
-    """Standard error without its errors: a full disk, or a reader that has gone, stops nobody."""
+    """Standard error that fails nobody and stops nobody: a full disk, a reader that does not read.
+
+    Its open file description is shared with the shell and with every worker, so that O_NONBLOCK on
+    it would be a trap for all of them. A pipe or a terminal is opened once more, and that
+    description is ours; a socket is told with each message. Where neither is allowed, we look
+    before we write no more than a pipe takes at once; there, a race with other writers is left.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._kept: deque[bytes] = deque()
+        self._size = 0  # of all that is kept
+        self._lost = 0  # lines, since that was last said
+        self._patience = 0.0
+        self._is_stuck = False  # the reader had its chance
+        self._is_writing = False
+        self._is_broken = False  # the last write has failed: nothing can be said of it yet
+        self._fd = 2
+        self._send: Callable[[bytes], int] = self._sent_to_file
+
+    def open(self, patience: float) -> None:
+        """Find out what standard error is."""
+        self._patience = patience
+        mode = os.fstat(2).st_mode
+        if stat.S_ISSOCK(mode):
+            # Not a duplicate, since a template must hold no socket; never closed.
+            self._socket = socket.socket(fileno=2)
+            self._send = self._sent_to_socket
+        elif stat.S_ISFIFO(mode) or os.isatty(2):
+            try:
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                self._fd = os.open("/proc/self/fd/2", flags)
+            except OSError:  # it is another user's
+                self._send = self._sent_if_there_is_room
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
+        line = text.encode(errors="backslashreplace")
+        self._begin_anew_if_forked()
+        with self._lock:
+            if self._is_writing:  # a signal's handler has come between
+                self._keep(line)
+                return
+            # What is kept comes first, and may make room.
+            self._write_kept(0.0)
+            self._keep(line)
+            self._write_kept(0.0 if self._is_stuck else self._patience)
+            self._own_up()
 
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
+    def backlog(self) -> int | None:
+        return self._fd if self._kept else None
+
+    def flush(self, timeout: float) -> None:
+        self._begin_anew_if_forked()
+        with self._lock:
+            if not self._is_writing:
+                self._write_kept(timeout)
+                self._own_up()
+
+    def _begin_anew_if_forked(self) -> None:
+        """Be the copy in a forked process: what is kept is the parent's to write.
+
+        No hook of the fork's, since that would copy pages of each worker that never logs.
+        """
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._kept.clear()
+        self._size = self._lost = 0
+        self._is_writing = False
+
+    def _keep(self, line: bytes) -> None:
+        if self._size + len(line) > MAX_KEPT:
+            self._lost += 1
+        else:
+            self._kept.append(line)
+            self._size += len(line)
+
+    def _write_kept(self, timeout: float) -> None:
+        self._is_writing = True
+        deadline = time.monotonic() + timeout
+        try:
+            while self._kept:
+                try:
+                    written = self._send(self._kept[0])
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not _is_writable(self._fd, left):
+                        self._is_stuck = True
+                        return
+                except OSError:  # the disk is full, or the reader has gone
+                    self._is_broken = True
+                    self._lost += len(self._kept)
+                    self._kept.clear()
+                    self._size = 0
+                else:
+                    self._is_stuck = self._is_broken = False
+                    self._size -= written
+                    line = self._kept.popleft()
+                    if written < len(line):
+                        self._kept.appendleft(line[written:])
+        finally:
+            self._is_writing = False
+
+    def _own_up(self) -> None:
+        """Say how many lines are missing, as soon as that can be said."""
+        if self._lost and not self._kept and not self._is_broken:
+            lost, self._lost = self._lost, 0
+            get_logger().error("log.lines_lost", lines=lost)
+            if self._lost:  # this line, which says that of others
+                self._lost = lost
+
+    def _sent_to_file(self, line: bytes) -> int:
+        return os.write(self._fd, line)
+
+    def _sent_to_socket(self, line: bytes) -> int:
+        return self._socket.send(line, socket.MSG_DONTWAIT)
+
+    def _sent_if_there_is_room(self, line: bytes) -> int:
+        if not _is_writable(2, 0.0):
+            raise BlockingIOError
+        return os.write(2, line[: select.PIPE_BUF])
+
+
+def _is_writable(fd: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(timeout * 1000))
+
+
+_standard_error = _StandardError()
+
+
+class _Lines:
+    """What structlog hands its finished lines to. Unlike its own, it waits for no lock of a line."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def msg(self, message: str) -> None:
+        _standard_error.write(message + "\n")
+
+    log = debug = info = warning = warn = error = err = critical = fatal = failure = exception = msg
 
 
 class _ToStructlog(logging.Handler):

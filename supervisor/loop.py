@@ -12,14 +12,14 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import zmq
 
-from supervisor import log, protocol
+from supervisor import claims, log, protocol
 from supervisor.assignments import (
     allowances_wanted,
     assignment,
@@ -29,7 +29,8 @@ from supervisor.assignments import (
     terminable,
 )
 from supervisor.config import Settings, compared, load
-from supervisor.control import Control, RuntimeDir
+from supervisor.config.values import LONGEST
+from supervisor.control import Control, Flooded, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.fleet import Fleet, Phase, WorkerSnapshot
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
 FOLLOWERS_BATCH = 500  # events
 MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
 MONITORING_DESCRIPTORS = 136  # as many connections as `http` allows, and its own
+LONGEST_WAIT = 3600.0  # seconds of one poll
+MAX_COUNT = 10_000  # workers of a group, as in the configuration
+MAX_ERROR = 2_500  # characters; a worker's own runtime keeps to less
+MAX_TRACEBACK = 120_000
 MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
@@ -128,17 +133,14 @@ class Supervisor:
             oom_kills=self._oom_counter.read(),
         )
         self._monitoring = self._monitored(settings.supervisor.listen)
-        reserve_descriptors(
-            sum(group.count for group in settings.groups.values()),
-            len(settings.sockets),
-            MONITORING_DESCRIPTORS if self._monitoring is not None else 0,
-        )
+        self._reserve(settings, {})
         self._signals = Signals()
-        self._processes = Processes(spare)
         self._control = Control(runtime_dir, self._dropped)
+        self._processes = Processes(spare, self._control.workers_path)
         self._sockets = Sockets(os.environ, os.getpid())
         self._say_where(self._sockets.open(1, settings, PATIENCE))
         self._counts: dict[str, int] = {}  # of groups that were scaled
+        self._open_to_users(settings)
         self._lending = Lending(self._control.to_worker)
         self._lending.change(settings.budget_terms())
         self._notes = Notes(runtime_dir, lambda why: self._log.warning("note.failed", error=why))
@@ -153,6 +155,7 @@ class Supervisor:
             self._processes.take_stacks,
             self._control.to_worker,
         )
+        self._asking: list[Answer] = []  # who wants a status
         self._followers: dict[bytes, int] = {}  # who waits for events after which number
         self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -181,7 +184,13 @@ class Supervisor:
         self._carry_out(self._fleet.start(time.monotonic()))
         self._tell_manager()
         while self._finish is None:
+            unwritten = log.backlog()
+            if unwritten is not None:
+                poller.register(unwritten, zmq.POLLOUT)
             ready = dict(poller.poll(self._poll_timeout()))
+            if unwritten is not None:
+                poller.unregister(unwritten)
+                log.flush(0.0)
             self._turn(ready)
             if self._spokesman is not None:
                 self._spokesman.turn_completed(time.monotonic())
@@ -209,7 +218,7 @@ class Supervisor:
         if not dues:
             return None
         # Rounded up: a turn that comes too early would find nothing due, and spin.
-        return max(0, int((min(dues) - time.monotonic()) * 1000) + 1)
+        return max(0, int(min(min(dues) - time.monotonic(), LONGEST_WAIT) * 1000) + 1)
 
     def _turn(self, ready: dict[Any, int]) -> None:
         self._hear_of_processes()
@@ -226,6 +235,9 @@ class Supervisor:
                 self._client_request(client, request)
         for examination in self._examinations.over(time.monotonic()):
             examination.then(examination)
+        if self._monitoring is not None:
+            self._monitoring.turn(time.monotonic())
+        self._inquire()
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
         if self._orphans.time_passed(time.monotonic()):
@@ -233,8 +245,6 @@ class Supervisor:
         done = self._tuning.conclusion(time.monotonic(), is_rolling=self._fleet.is_rolling)
         if done is not None:
             self._announce(done)
-        if self._monitoring is not None:
-            self._monitoring.turn(time.monotonic())
         self._answer_inquiries(time.monotonic())
         self._tell_manager()  # before those who wait for the end of a reload hear of it
         self._feed_followers()
@@ -296,9 +306,12 @@ class Supervisor:
             case protocol.Acknowledged():
                 self._handle(ev.WorkerAcknowledged(worker))
             case protocol.Failed():
-                self._handle(
-                    ev.WorkerFailed(worker, message.error, message.traceback, message.pool)
-                )
+                error = claims.clipped(message.error, MAX_ERROR)
+                traceback = claims.clipped(message.traceback, MAX_TRACEBACK)
+                self._handle(ev.WorkerFailed(worker, error, traceback, message.pool))
+            case Flooded():
+                self._handle(ev.WorkerFailed(worker, message.why, ""))
+                self._handle(ev.WorkerLeaving(worker, message.why))  # a failure alone ends nothing
             case protocol.Unreachable():
                 self._handle(ev.WorkerUnreachable(worker, message.pool, message.error))
             case protocol.Reachable():
@@ -312,9 +325,10 @@ class Supervisor:
         """Pass on what a worker says that is nothing to its life."""
         match message:
             case protocol.Report():
-                self._reports.heard(worker, message)
+                report = claims.report(message, self._pools_of(worker))
+                self._reports.heard(worker, report)
                 if self._monitoring is not None:
-                    self._monitoring.heard(worker, message)
+                    self._monitoring.heard(worker, report)
             case protocol.Examined():
                 self._examinations.said(worker, message)
             case protocol.LeakFound():
@@ -345,13 +359,20 @@ class Supervisor:
     def _drained(self, worker: str, drained: protocol.Drained) -> None:
         if not any(report.leaked for report in drained.reports.values()):
             self._lending.closed_all(worker)
-        reports = {name: protocol.to_builtins(report) for name, report in drained.reports.items()}
+        reports = claims.close_reports(drained, self._pools_of(worker))
         self._handle(ev.WorkerDrained(worker, reports))
         self._control.to_worker(worker, protocol.Farewell())
 
+    def _pools_of(self, worker: str) -> tuple[str, ...]:
+        """Return the pools that a worker was given; none where it has ended."""
+        found = self._fleet.worker_of(worker)
+        return (
+            () if found is None else self._generations[found.generation].groups[found.group].pools
+        )
+
     def _leak_found(self, worker: str, leak: protocol.LeakFound) -> None:
         found = self._fleet.worker_of(worker)
-        if found is not None:
+        if found is not None and leak.pool in self._pools_of(worker):
             self._announce(
                 ac.Announce(
                     "pool.leak",
@@ -362,8 +383,8 @@ class Supervisor:
                         "generation": found.generation,
                         "pool": leak.pool,
                         "held_seconds": round(leak.held_seconds, 3),
-                        "thread": leak.thread,
-                        "stack": leak.stack,
+                        "thread": claims.clipped(leak.thread, claims.MAX_NAME),
+                        "stack": claims.clipped(leak.stack, claims.MAX_STACK),
                     },
                 )
             )
@@ -382,7 +403,7 @@ class Supervisor:
                 case signal.SIGHUP:
                     self._reload()
                 case signal.SIGUSR1:
-                    self._inquire(lambda status: self._log.info("supervisor.status", **status))
+                    self._ask(lambda status: self._log.info("supervisor.status", **status))
                 case signal.SIGUSR2:
                     self._dump_all()
                 case _:  # SIGCHLD
@@ -409,15 +430,14 @@ class Supervisor:
     def _client_request(self, client: bytes, request: Any) -> None:
         match request:
             case protocol.GetStatus():
-                self._inquire(
-                    lambda status: self._control.to_client(client, protocol.Answer(status))
-                )
+                self._ask(lambda status: self._control.to_client(client, protocol.Answer(status)))
             case protocol.FetchEvents():
                 if request.follow:
                     self._reading.pop(client, None)
                     self._followers[client] = request.after
                 else:
-                    batch = self._journal.after(request.after, min(request.limit, CAPACITY))
+                    limit = max(1, min(request.limit, FOLLOWERS_BATCH))
+                    batch = self._journal.after(request.after, limit)
                     self._control.to_client(client, batch)
             case protocol.Stop() if not _is_grace(request.grace):
                 self._refuse(client, f"a grace of {request.grace} s cannot be meant")
@@ -469,7 +489,15 @@ class Supervisor:
         if group is not None and group.before:
             self._refuse(client, f"{request.group} runs once, before the others")
             return
+        if not 0 <= request.count <= MAX_COUNT:
+            self._refuse(client, f"a group has 0 to {MAX_COUNT} workers")
+            return
         counts = {**self._counts, request.group: request.count}
+        try:
+            self._reserve(self._settings, counts)
+        except SpawnError as exc:
+            self._control.to_client(client, protocol.Refused(str(exc)))
+            return
         for pool, terms in self._settings.budget_terms(counts).items():
             if terms.misfit:
                 error = f"pools.{pool}.budget: {terms.misfit}"
@@ -543,6 +571,7 @@ class Supervisor:
         self._generations[self._last_generation] = settings
         self._sources[self._last_generation] = Sources(settings.supervisor.path)
         self._be_patient(*self._generations.values())
+        self._open_to_users(settings)
         self._rebudget()
         self._handle(
             ev.ReloadRequested(
@@ -584,6 +613,10 @@ class Supervisor:
             for name, group in settings.groups.items()
             if any(name in s.groups and s.groups[name].before != group.before for s in known)
         ]
+        try:
+            self._reserve(settings, {})
+        except SpawnError as exc:
+            problems.append(settings.problem(("workers",), str(exc)))
         if problems:
             raise ConfigError(self._source, problems)
         return settings
@@ -592,6 +625,18 @@ class Supervisor:
         """Let the service manager wait as long as a step may take under any of these."""
         if self._spokesman is not None:
             self._spokesman.patience = max(settings.longest_step for settings in generations)
+
+    def _open_to_users(self, settings: Settings) -> None:
+        if any(group.identity is not None for group in settings.groups.values()):
+            self._control.open_to_users()
+
+    def _reserve(self, settings: Settings, counts: Mapping[str, int]) -> None:
+        """Demand the descriptors that these workers need; raises SpawnError."""
+        reserve_descriptors(
+            _most_workers(settings, counts),
+            len(settings.sockets),
+            MONITORING_DESCRIPTORS if self._monitoring is not None else 0,
+        )
 
     def _take_force(self) -> None:
         """Let the configuration of the fleet's generation be in force."""
@@ -655,21 +700,34 @@ class Supervisor:
 
     # --- status ----------------------------------------------------------------------------------
 
-    def _inquire(self, answer: Answer) -> None:
-        """Ask every worker what it has in hand, then answer; the silent are not waited for."""
+    def _ask(self, answer: Answer) -> None:
+        """Have a status answered, in this turn or the next."""
+        self._asking.append(answer)
+
+    def _inquire(self) -> None:
+        """Ask every worker what it has in hand, then answer; the silent are not waited for.
+
+        One question a turn, for however many clients.
+        """
+        if not self._asking:
+            return
+        asking, self._asking = self._asking, []
         serial = self._reports.next_serial()
         asked = [
             worker.id
             for worker in self._fleet.snapshot().workers
             if self._control.to_worker(worker.id, protocol.Inquire(serial))
         ]
-        self._reports.inquire(serial, answer, asked)
+        self._reports.inquire(serial, asking, asked)
 
     def _answer_inquiries(self, now: float) -> None:
-        for answer in self._reports.answerable(now):
-            status = self._status(now)
-            sizes = {worker["id"]: worker["rss_bytes"] for worker in status["workers"]}
-            self._handle(ev.MemoryMeasured(sizes))  # since they are known now anyway
+        answers = self._reports.answerable(now)
+        if not answers:
+            return
+        status = self._status(now)
+        sizes = {worker["id"]: worker["rss_bytes"] for worker in status["workers"]}
+        self._handle(ev.MemoryMeasured(sizes))  # since they are known now anyway
+        for answer in answers:
             answer(status)
 
     def _status(self, now: float) -> dict[str, Any]:
@@ -707,7 +765,7 @@ class Supervisor:
         return Monitoring(
             address,
             snapshot=self._fleet.snapshot,
-            inquire=self._inquire,
+            inquire=self._ask,
             newest=self._journal.newest,
             complain=lambda metric, why: self._log.warning(
                 "metric.doubtful", metric=metric, why=why
@@ -838,6 +896,7 @@ class Supervisor:
         assert self._finish is not None
         for client, request in self._control.from_clients():
             self._client_request(client, request)
+        self._inquire()
         self._answer_inquiries(time.monotonic())
         # Whoever is still busy with its last batch finds the rest when it comes back for more.
         self._journal.ended = True
@@ -856,7 +915,14 @@ class Supervisor:
 
 
 def _is_grace(grace: float | None) -> bool:
-    return grace is None or 0.0 <= grace < float("inf")
+    return grace is None or 0.0 <= grace <= LONGEST
+
+
+def _most_workers(settings: Settings, counts: Mapping[str, int]) -> int:
+    """Return how many workers there can be at once, those of a roll included."""
+    return sum(
+        counts.get(name, group.count) + group.surge for name, group in settings.groups.items()
+    )
 
 
 def _is_told(action: ac.Action) -> bool:

@@ -5,7 +5,8 @@ A worker is known by three descriptors' worth of truth, none of them a pid that 
     lifeline   a socket pair with the worker: its birth (the kernel names its pid), its last words
                (stacks, and the number of each signal that it got), its end; and for the worker, ours
     pidfd      its end and its exit status, at once and exactly
-    group      its process group: what it has started is gone too before it counts as exited
+    group      its process group: what it has started is gone too before it counts as exited; what
+               has left the group is found by its mark (`lineage`)
 
 Templates are launched when they are needed and again when they die. The supervisor is a child
 subreaper, so workers forked by a template's midwife become its own children.
@@ -34,6 +35,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from supervisor import lineage
 from supervisor.core import events as ev
 from supervisor.errors import SpawnError, WireError
 from supervisor.launch import MAX_FRAME, Template, launch_template
@@ -43,6 +45,11 @@ if TYPE_CHECKING:
 
 # A black box keeps the last words only: a worker that floods it harms nobody.
 MAX_BLACK_BOX = 1 << 18
+# What a lifeline carries beside text: numbers of signals.
+_NO_TEXT = bytes(byte for byte in range(32) if byte not in b"\n\t")
+# What forks faster than it is killed is left running after so many attempts, and named: a stop ends.
+MAX_SWEEPS = 50
+MAX_NAMES = 50
 # Stacks are complete when the signal's number follows them; where user code has taken that over,
 # they are taken for complete when nothing has come for this long.
 STACKS_QUIET = 0.05
@@ -65,6 +72,7 @@ class Recipe:
     env: tuple[tuple[str, str], ...]
     entry_points: tuple[str, ...]
     schemes: tuple[str, ...]
+    identity: protocol.Identity | None
     # These may change while it runs, and are no reason for another one.
     grace: float = field(compare=False)
     log_format: str = field(compare=False)
@@ -118,6 +126,7 @@ class _Child:
     signal: int | None = None
     leftovers: dict[int, str] = field(default_factory=dict)  # pidfds of what it left behind
     left_names: list[str] = field(default_factory=list)
+    sweeps: int = 0  # how often what it left behind was killed
 
 
 class Processes:
@@ -125,18 +134,22 @@ class Processes:
 
     Args:
         spare: a template that was launched in advance.
+        door: the path of the socket that workers connect to.
     """
 
-    def __init__(self, spare: Template | None = None) -> None:
+    def __init__(self, spare: Template | None = None, door: str = "") -> None:
         _become_subreaper()
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[int], Iterator[Report]]] = {}
         self._spare = spare
+        self._door = door
         self._templates: dict[Recipe, Template] = {}
         self._leaving: list[Template] = []  # of no use any more, and not yet gone
         self._tainted: set[str] = set()  # entry points that templates must not import
         self._children: dict[str, _Child] = {}
         self._has_strangers = False  # there may be orphans to reap
+        # Templates that have died: living workers may use what their imports had started.
+        self._fallen: list[int] = []
         if spare is not None:
             self._watch_template(spare)
 
@@ -266,12 +279,15 @@ class Processes:
         self._has_strangers = True
         if any(not child.pid for child in self._children.values()):
             return  # what has ended may be a worker whose birth is not read yet
-        known = {child.pid for child in self._children.values()}
-        known |= {template.pid for template in self._all_templates()}
+        known = self._known_children()
         while (found := _first_ended()) and found not in known:
             os.waitid(os.P_PID, found, os.WEXITED | os.WNOHANG)
         # Behind a known one, whose end its own pidfd tells, there may be others.
         self._has_strangers = bool(found)
+
+    def _known_children(self) -> set[int]:
+        known = {child.pid for child in self._children.values()}
+        return known | {template.pid for template in self._all_templates()}
 
     def retire(self, generation: int) -> None:
         """End the templates of a generation; its workers live on."""
@@ -304,9 +320,13 @@ class Processes:
         """End the templates and release every descriptor. No worker may be left."""
         for template in self._all_templates():
             _signal(template.pidfd, signal.SIGKILL)
+            _kill_group(template.pid)  # it is not reaped yet, so the number is its own
         for template in self._all_templates():
             os.waitid(os.P_PIDFD, template.pidfd, os.WEXITED)
+            self._fallen.append(template.pid)
             self._drop_template(template)
+        if lineage.orphans(()):
+            lineage.kill(self._fallen)
         self._epoll.close()
 
     # --- templates -----------------------------------------------------------------------------
@@ -314,6 +334,7 @@ class Processes:
     def _template(self, recipe: Recipe) -> Template:
         template: Template | None = self._templates.get(recipe)
         if template is None:
+            door = self._opened_door(recipe)
             if self._spare is not None:
                 template, self._spare = self._spare, None
             else:
@@ -321,10 +342,22 @@ class Processes:
                 self._watch_template(template)
             template.recipe = recipe
             self._templates[recipe] = template
-            self._load(template, recipe)
+            self._load(template, recipe, door)
         return template
 
-    def _load(self, template: Template, recipe: Recipe) -> None:
+    def _opened_door(self, recipe: Recipe) -> int:
+        """Return a descriptor of the workers' socket for a template of another user, else -1.
+
+        The socket's folder stays ours alone: who has the descriptor can connect, nobody else.
+        """
+        if recipe.identity is None:
+            return -1
+        try:
+            return os.open(self._door, os.O_PATH | os.O_CLOEXEC)
+        except OSError as exc:
+            raise SpawnError(f"{self._door}: {exc.strerror}") from exc
+
+    def _load(self, template: Template, recipe: Recipe, door: int) -> None:
         from supervisor.protocol import Load, encode
 
         load = Load(
@@ -337,8 +370,10 @@ class Processes:
             grace=recipe.grace,
             log_format=recipe.log_format,
             log_level=recipe.log_level,
+            identity=recipe.identity,
         )
-        self._send(template, encode(load), None)
+        template.outbox.append((encode(load), door, ()))
+        self._flush(template)
 
     def _watch_template(self, template: Template) -> None:
         self._watch(template.pidfd, lambda _events: self._template_ended(template))
@@ -371,7 +406,7 @@ class Processes:
             for worker, fork in waiting:
                 if (child := self._children.get(worker)) is not None:
                     self._send(template, fork, child)
-        else:
+        elif template.recipe is not None and self._templates.get(template.recipe) is template:
             yield TemplateTainted(message.entry_point, message.found)
             self._tainted.add(message.entry_point)
             yield from self._replace(template)
@@ -397,17 +432,23 @@ class Processes:
                 child.template = successor
 
     def _template_ended(self, template: Template) -> Iterator[Report]:
+        recipe = template.recipe
+        was_loaded = template.loaded
+        retired = recipe is None or self._templates.get(recipe) is not template
+        if retired:
+            _kill_group(template.pid)  # it is not reaped yet, so the number is its own
         ended = os.waitid(os.P_PIDFD, template.pidfd, os.WEXITED | os.WNOHANG)
         if ended is None:
             return
         how = _how(ended)
-        recipe = template.recipe
-        was_loaded = template.loaded
-        retired = recipe is None or self._templates.get(recipe) is not template
         unsent, template.waiting = template.waiting, []
         self._drop_template(template)
         if retired:
+            # None of its workers is left: what its imports have started goes, too.
+            if lineage.orphans(self._known_children()):
+                lineage.kill([template.pid], timeout=0.0)
             return
+        self._fallen.append(template.pid)
         yield TemplateDied(template.pid, how)
         why = f"the template ended with {how} while it imported the application"
         blamed: set[str] = set()  # one death is one failure, however many workers waited for it
@@ -486,9 +527,8 @@ class Processes:
 
     def _first_words(self, child: _Child, data: bytes, pid: int) -> Iterator[Report]:
         if data.startswith(b"+"):
-            child.pid = pid
             # Exact: it is our own child, and nobody but us can reap it.
-            child.pidfd = os.pidfd_open(pid)
+            child.pid, child.pidfd = pid, os.pidfd_open(pid)
             self._watch(child.pidfd, lambda _events: self._worker_ended(child))
             yield ev.WorkerBorn(child.worker, pid)
             if len(data) > 1:
@@ -504,7 +544,7 @@ class Processes:
     def _last_words(self, child: _Child, data: bytes) -> Iterator[Report]:
         if signal.SIGTERM in data:
             yield ev.WorkerLeaving(child.worker, "SIGTERM from outside")
-        child.black_box += bytes(byte for byte in data if byte >= 32 or byte in b"\n\t")  # noqa: PLR2004
+        child.black_box += data.translate(None, _NO_TEXT)
         if len(child.black_box) > MAX_BLACK_BOX:
             cut = len(child.black_box) - MAX_BLACK_BOX
             del child.black_box[:cut]
@@ -529,26 +569,23 @@ class Processes:
             child.code = ended.si_status
         else:
             child.signal = ended.si_status
-        while (words := _receive(child.lifeline)[0]) is not None and words:
+        read = 0  # so much at most: what it has left behind may write on and on
+        while read < MAX_BLACK_BOX and (words := _receive(child.lifeline)[0]):
+            read += len(words)
             yield from self._last_words(child, words)
         child.dump_due = None
         self._unwatch(child.pidfd)
         yield from self._when_group_is_empty(child)
 
     def _when_group_is_empty(self, child: _Child) -> Iterator[Report]:
-        """Report the exit, once nothing is left of the worker's process group.
+        """Report the exit, once nothing is left of what the worker has started.
 
-        What is left is our own child by now (we are its subreaper), or has a living parent in the
-        group: nobody else reaps it, so the group's number can't be reused meanwhile.
+        What is left of its group is our own child by now (we are its subreaper), or has a living
+        parent in the group: nobody else reaps it, so the group's number can't be reused meanwhile.
         """
-        if _group_exists(child.pid):
-            for pid, name in _members(child.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    pidfd = os.pidfd_open(pid)
-                    child.leftovers[pidfd] = name
-                    child.left_names.append(f"{name} (pid {pid})")
-                    self._watch(pidfd, lambda _e, fd=pidfd: self._leftover_ended(child, fd))  # type: ignore[misc]
-            _kill_group(child.pid)
+        if child.sweeps < MAX_SWEEPS:
+            child.sweeps += 1
+            self._kill_leftovers(child)
         if not child.leftovers:
             del self._children[child.worker]
             stacks = child.black_box.decode(errors="replace") if child.signal is not None else ""
@@ -556,6 +593,24 @@ class Processes:
             yield ev.WorkerExited(
                 child.worker, child.code, child.signal, tuple(child.left_names), stacks
             )
+
+    def _kill_leftovers(self, child: _Child) -> None:
+        """SIGKILL to what the worker has left behind, in its group and out of it."""
+        if _group_exists(child.pid):
+            for pid, name in _members(child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    self._await_leftover(child, os.pidfd_open(pid), f"{name} (pid {pid})")
+            _kill_group(child.pid)
+        if lineage.orphans(self._known_children()):
+            for each in lineage.descendants([child.pid]):
+                _signal(each.pidfd, signal.SIGKILL)
+                self._await_leftover(child, each.pidfd, f"{each.name} (pid {each.pid})")
+
+    def _await_leftover(self, child: _Child, pidfd: int, name: str) -> None:
+        child.leftovers[pidfd] = name
+        if name not in child.left_names and len(child.left_names) < MAX_NAMES:
+            child.left_names.append(name)
+        self._watch(pidfd, lambda _events: self._leftover_ended(child, pidfd))
 
     def _leftover_ended(self, child: _Child, pidfd: int) -> Iterator[Report]:
         self._unwatch(pidfd)
@@ -599,7 +654,7 @@ def reserve_descriptors(workers: int, sockets: int, others: int = 0) -> None:
     needed = OWN_DESCRIPTORS + others + workers * WORKER_DESCRIPTORS + sockets * SOCKET_DESCRIPTORS
     if needed > most:
         raise SpawnError(
-            f"{workers} workers need {needed} open descriptors, and the limit is {most}; "
+            f"{workers} workers, those of a roll included, need {needed} open descriptors, and the limit is {most}; "
             "raise it with `ulimit -n`, or LimitNOFILE= in the unit"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -42,6 +42,7 @@ __all__ = [
     "GetStatus",
     "Grace",
     "Hello",
+    "Identity",
     "Inquire",
     "JobInFlight",
     "Leak",
@@ -81,7 +82,7 @@ __all__ = [
 ]
 
 import struct
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -100,6 +101,11 @@ MAX_NAME = 63  # bytes of an application name: PostgreSQL cuts off the rest
 # machine, one process image: native byte order, and each number is aligned, so none is torn.
 BOARD_ENTRY = struct.Struct("=ddQ40s")
 BOARD_BYTES = 1024 * BOARD_ENTRY.size
+
+
+# What a peer may count, and how long it may have taken: no negative numbers, no NaN, no infinity.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e10)]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -138,25 +144,25 @@ class PoolSettings(PoolLimits, frozen=True, kw_only=True):
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """One pool's figures at one moment, in the words of Go's `database/sql.DBStats`."""
 
-    max_open: int = 0
-    open: int = 0
-    in_use: int = 0
-    idle: int = 0
-    waiting: int = 0
-    wait_count: int = 0
-    wait_seconds: float = 0.0
-    max_idle_closed: int = 0
-    max_idle_time_closed: int = 0
-    max_lifetime_closed: int = 0
-    broken_closed: int = 0
-    timeouts: int = 0
-    leaks: int = 0
+    max_open: Count = 0
+    open: Count = 0
+    in_use: Count = 0
+    idle: Count = 0
+    waiting: Count = 0
+    wait_count: Count = 0
+    wait_seconds: Seconds = 0.0
+    max_idle_closed: Count = 0
+    max_idle_time_closed: Count = 0
+    max_lifetime_closed: Count = 0
+    broken_closed: Count = 0
+    timeouts: Count = 0
+    leaks: Count = 0
 
 
 class Leak(msgspec.Struct, frozen=True, kw_only=True):
     """A connection that was not given back: how long it was held, by whom, taken where."""
 
-    held_seconds: float
+    held_seconds: Seconds
     thread: str
     stack: str
 
@@ -164,8 +170,8 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
 class CloseReport(msgspec.Struct, frozen=True, kw_only=True):
     """What closing a pool came to: closed physically, waited for, never given back."""
 
-    closed: int = 0
-    waited: int = 0
+    closed: Count = 0
+    waited: Count = 0
     leaked: tuple[Leak, ...] = ()
 
 
@@ -224,11 +230,23 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 # --- supervisor to template --------------------------------------------------------------------
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """The user that a template and its workers become, before the application is imported."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
 class Load(Message, frozen=True):
     """Import the application: put `path` on sys.path, set `env`, import what workers will need.
 
     `schemes` are those of the pools' URLs, whose drivers are imported too. `grace` bounds how long
-    workers may live on when the supervisor has died.
+    workers may live on when the supervisor has died. With an `identity` there comes a descriptor
+    beside the message, of the workers' socket: its folder is not that user's.
     """
 
     name: str
@@ -240,6 +258,7 @@ class Load(Message, frozen=True):
     grace: float
     log_format: str
     log_level: str
+    identity: Identity | None = None
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -344,10 +363,10 @@ class Report(Message, frozen=True, kw_only=True):
     One with number 0 was not asked for: it is sent before `Drained` where figures are wanted.
     """
 
-    number: int
-    in_flight: int
-    jobs_done: int
-    jobs_failed: int
+    number: Count
+    in_flight: Count
+    jobs_done: Count
+    jobs_failed: Count
     pools: dict[str, PoolStats]
     status: str = ""
     program_pid: int = 0
@@ -426,7 +445,7 @@ class LeakFound(Message, frozen=True):
     """A connection has been lent for longer than the pool's `leak_threshold`."""
 
     pool: str
-    held_seconds: float
+    held_seconds: Seconds
     thread: str
     stack: str
 
@@ -445,9 +464,9 @@ class Usage(Message, frozen=True):
     """
 
     pool: str
-    serial: int
-    accepted: int
-    wanted: int
+    serial: Count
+    accepted: Count
+    wanted: Count
 
 
 class Tuned(Message, frozen=True):

@@ -25,7 +25,7 @@ Answer = Callable[[dict[str, Any]], object]  # takes the status to whoever has a
 class _Inquiry:
     """A status that waits for the workers' reports."""
 
-    answer: Answer
+    answers: list[Answer]
     waiting: set[str]
     due: float
 
@@ -43,11 +43,11 @@ class Reports:
         self._serial += 1
         return self._serial
 
-    def inquire(self, serial: int, answer: Answer, asked: Iterable[str]) -> None:
+    def inquire(self, serial: int, answers: list[Answer], asked: Iterable[str]) -> None:
         """Wait for those who were asked; who does not answer in time is not waited for."""
         waiting = set(asked)
         due = time.monotonic() + (INQUIRY_DUE if waiting else 0.0)
-        self._inquiries[serial] = _Inquiry(answer, waiting, due)
+        self._inquiries[serial] = _Inquiry(answers, waiting, due)
 
     def heard(self, worker: str, report: protocol.Report) -> None:
         """Take a worker's report."""
@@ -74,7 +74,11 @@ class Reports:
         """Return what answers those who are to be answered now, and forget that they have asked."""
         ripe = [n for n, inquiry in self._inquiries.items() if inquiry.due <= now]
         ripe += [n for n, inquiry in self._inquiries.items() if not inquiry.waiting]
-        return [self._inquiries.pop(number).answer for number in dict.fromkeys(ripe)]
+        return [
+            answer
+            for number in dict.fromkeys(ripe)
+            for answer in self._inquiries.pop(number).answers
+        ]
 
     def open_connections(self, pools: Iterable[str]) -> dict[str, int]:
         """Return how many connections the workers have said that these pools have."""

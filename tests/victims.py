@@ -10,18 +10,23 @@ __all__ = ["AT_IMPORT"]
 
 import asyncio
 import atexit
+import contextlib
 import ctypes
 import gc
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from supervisor import protocol
 from workers.context import Cancelled
+from workers.link import Link
 from workers.pool import PoolTimeout
 from workers.worker import Worker
 
@@ -128,6 +133,41 @@ def surroundings(worker: Worker) -> None:
     )
     worker.ready()
     worker.accepting.wait()
+
+
+def rights(worker: Worker) -> None:
+    """Try what only somebody else may do, and say what it is and what it could do."""
+    told = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in told)}
+    supervisor = os.getppid()
+    attempts: dict[str, Callable[[], object]] = {
+        "become root": lambda: os.setresuid(0, 0, 0),
+        "take root's group": lambda: os.setgroups([0]),
+        "look into the folder": lambda: os.listdir(worker.options["runtime_dir"]),
+        "open the lock": lambda: os.open(f"{worker.options['runtime_dir']}/lock", os.O_RDONLY),
+        "signal the supervisor": lambda: os.kill(supervisor, 0),
+        "read its environment": Path(f"/proc/{supervisor}/environ").read_bytes,
+        "read its own environment": Path("/proc/self/environ").read_bytes,
+        "list its own descriptors": lambda: os.listdir("/proc/self/fd"),
+    }
+    may = []
+    for what, attempt in attempts.items():
+        with contextlib.suppress(PermissionError):
+            attempt()
+            may.append(what)
+    worker.log.info(
+        "victim.rights",
+        may=may,
+        status={name: status[name] for name in ("Uid", "Gid", "CapEff", "CapBnd", "NoNewPrivs")},
+        groups=os.getgroups(),
+        env={name: os.environ.get(name) for name in ("HOME", "USER", "LOGNAME", "SHELL")},
+        imported_as=IMPORTED_AS,
+    )
+    worker.ready()
+    worker.accepting.wait()
+
+
+IMPORTED_AS = os.getresuid()
 
 
 def _title() -> str:
@@ -303,6 +343,143 @@ def daemonizer(worker: Worker) -> None:
     worker.accepting.wait()
 
 
+def escapist(worker: Worker) -> None:
+    """Leave processes behind that have left its group, its session and their parents.
+
+    One by forks alone, one of another program with an emptied environment, one with a child.
+    """
+    _daemonize(_stay)
+    _daemonize(_become_another_program)
+    _daemonize(_stay_with_a_child)
+    worker.ready()
+    if worker.options.get("how") == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    worker.accepting.wait()
+
+
+def _daemonize(run: Callable[[int], object]) -> None:
+    """Do as daemon(7) says: fork, setsid, fork; return when `run` has written to its descriptor."""
+    reader, writer = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            with contextlib.suppress(OSError):
+                run(writer)
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(middle, 0)
+    os.read(reader, 1)
+    os.close(reader)
+
+
+def _stay(ready: int) -> NoReturn:
+    os.write(ready, b".")
+    _stay_for_ever()
+
+
+def _become_another_program(_ready: int) -> NoReturn:
+    os.execvp("env", ["env", "-i", "sleep", "3600"])  # which closes the descriptor
+
+
+def _stay_with_a_child(ready: int) -> NoReturn:
+    if os.fork() == 0:
+        os.setsid()
+        os.write(ready, b".")
+    _stay_for_ever()
+
+
+def fork_bomb(worker: Worker) -> None:
+    """Leave a process behind that flees: its child lives on in a session of its own, and so on."""
+    _daemonize(_flee_for_ever)
+    worker.ready()
+    worker.accepting.wait()
+
+
+def _flee_for_ever(ready: int) -> NoReturn:
+    os.write(ready, b".")
+    end = time.monotonic() + 60.0  # should a test fail to catch it
+    while time.monotonic() < end:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+    os._exit(0)
+
+
+# --- those that have gone mad ---------------------------------------------------------------------
+
+
+def flooder(worker: Worker) -> None:
+    """Send its supervisor what it has said before, or something large, without an end."""
+    link = _link_of(worker)
+    worker.ready()
+    if worker.options.get("what") == "large":
+        message: Any = protocol.LeakFound("none", 1.0, "t", "x" * 1_000_000)
+    else:
+        message = protocol.Ready()
+    while True:
+        for _ in range(100):
+            link.send(message)
+        while len(link._outgoing) > 500:
+            time.sleep(0.001)
+
+
+def false_witness(worker: Worker) -> None:
+    """Say all that it can say twice, wrong, out of order, and as somebody else."""
+    link = _link_of(worker)
+    hello = link._hello
+    for message in (
+        protocol.Acknowledged(0.0),
+        protocol.Hello(worker.id, hello.token, 1),
+        protocol.Hello("idle-1", hello.token, os.getpid()),
+        protocol.Ready(),
+        protocol.Ready(),
+        protocol.Acknowledged(float("nan")),
+        protocol.Usage("main", 9, 2**53, 2**53),
+        protocol.Report(
+            number=0,
+            in_flight=7,
+            jobs_done=7,
+            jobs_failed=7,
+            pools={"x" * 100_000: protocol.PoolStats(open=99)},
+        ),
+        protocol.LeakFound("nowhere", 1.0, "t", "forged"),
+    ):
+        link.send(message)
+    worker.accepting.wait()
+    for _ in range(3):
+        link.send(protocol.Acknowledged(1.0))
+        link.send(protocol.Drained({"nowhere": protocol.CloseReport(closed=99)}))
+        link.send(protocol.Failed("too late", ""))
+
+
+def _link_of(worker: Worker) -> Any:
+    """Return what a worker talks to its supervisor by, which is hidden from honest code."""
+    return next(found for found in gc.get_objects() if isinstance(found, Link))
+
+
+def scribbler(worker: Worker) -> None:
+    """Die and leave children behind that have begun to write to the lifeline, and never end."""
+    lifeline = _link_of(worker)._lifeline
+    worker.ready()
+    worker.accepting.wait()
+    reader, writer = os.pipe()
+    os.set_blocking(lifeline, True)
+    if not all(os.fork() for _ in range(8)):
+        end = time.monotonic() + 60.0
+        for number in itertools.count():
+            os.write(lifeline, b"x" * 100)
+            if number == 30:
+                os.write(writer, b".")
+            if time.monotonic() > end:
+                os._exit(0)
+    os.read(reader, 1)
+    os._exit(0)
+
+
 # --- those that fail -----------------------------------------------------------------------------
 
 
@@ -444,5 +621,8 @@ AT_IMPORT = {
     "dies": "import os\nos._exit(5)\n" + _RUN,
     "slow": "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n" + _RUN,
     "writes": "import os\nos.write(3, b'what is descriptor 3?')\n" + _RUN,
+    "with_helper": "import os, subprocess\n"
+    "subprocess.Popen(['sleep', '3600'])\n"
+    "subprocess.Popen(['setsid', 'sleep', '3600'])\n" + _RUN,
     "good": _RUN,
 }

@@ -142,6 +142,7 @@ def live(
             sys.stdout.flush()
         with contextlib.suppress(Exception):
             sys.stderr.flush()
+        log.flush(log.PATIENCE)
         os._exit(code)
 
 
@@ -318,9 +319,9 @@ class _Runtime:
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
         grace = self._grace
-        self._log.warning("worker.orphaned", grace_seconds=grace)
         # The watchdog is a thread of C code: it ends the process whoever holds the interpreter.
         faulthandler.dump_traceback_later(max(grace, 0.001), exit=True)
+        self._log.warning("worker.orphaned", grace_seconds=grace)
         self._schedule(self._grace_from_now(), None, "the supervisor has died")
 
     # --- the deadline, from whichever thread learns of it -------------------------------------------

@@ -36,14 +36,16 @@ import time
 from collections.abc import Iterable
 from typing import NoReturn
 
+import msgspec
 from setproctitle import setproctitle
 
-from supervisor import log
+from supervisor import lineage, log
 from supervisor.errors import WireError
 from supervisor.protocol import (
     Fork,
     FromTemplate,
     Grace,
+    Identity,
     Load,
     Loaded,
     ToTemplate,
@@ -62,6 +64,7 @@ _PID = _FD = struct.Struct("=i")
 _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 # Workers end themselves at their deadline; the guard comes after that, or it would race with them.
 GUARD_MARGIN = 0.5
+LAST_LINES = 0.2  # seconds that a log which nobody reads may keep the guard
 
 _Request = tuple[Fork, list[int]]  # its lifeline first, then its sockets
 
@@ -72,6 +75,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a pidfd for each worker
+    lineage.mark(os.getpid())
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
     try:
@@ -92,6 +96,7 @@ class _Template:
         self._poll.register(control, select.POLLIN)
         self._workers: dict[int, tuple[int, str]] = {}  # pidfd -> pid, worker id
         self._grace = 0.0
+        self._endpoint = ""  # where workers connect, if not where they are told
 
     def serve(self) -> None:
         """Carry out requests until the supervisor has gone; then see its workers off."""
@@ -126,18 +131,24 @@ class _Template:
             elif (message := self._decoded(frame)) is None:
                 _close(fds)
             elif isinstance(message, Load):
-                self._load(message)
+                self._load(message, fds)
             elif isinstance(message, Grace):
                 self._grace = message.seconds
             elif len(fds) != 1 + len(message.assignment.sockets):
                 # There are no descriptors left; its lifeline tells that it is not born.
                 _close(fds)
             else:
-                batch.append((message, fds))
+                batch.append((self._reachable(message), fds))
                 held += len(fds)
         if batch and alive:
             self._beget(batch)
         return alive
+
+    def _reachable(self, fork: Fork) -> Fork:
+        """Have the worker go through the descriptor that we hold, where the path is closed to it."""
+        if not self._endpoint:
+            return fork
+        return Fork(msgspec.structs.replace(fork.assignment, endpoint=self._endpoint))
 
     def _decoded(self, frame: bytes) -> Load | Fork | Grace | None:
         try:
@@ -146,12 +157,15 @@ class _Template:
             print(f"BUG: template: {exc}", file=sys.stderr, flush=True)  # noqa: T201
             return None
 
-    def _load(self, load: Load) -> None:
+    def _load(self, load: Load, fds: list[int]) -> None:
         setproctitle(f"supervisor: template of {load.name}, generation {load.generation}")
         self._grace = load.grace
         log.configure(
             load.log_format, load.log_level
         )  # what the application configures comes later
+        if load.identity is not None:  # before any line of the application's runs
+            self._become(load.identity)
+            self._endpoint = f"ipc:///proc/self/fd/{fds[0]}"
         os.environ.update(load.env)
         sys.path[:0] = [folder for folder in load.path if folder not in sys.path]
         runtime.preload(load.schemes)
@@ -168,6 +182,16 @@ class _Template:
         gc.disable()  # a collection in the parent would unshare the pages of its children
         gc.freeze()
         self._tell(loaded)
+
+    def _become(self, user: Identity) -> None:
+        from supervisor.privileges import become
+
+        try:
+            become(user)
+        except OSError as exc:
+            log.get_logger().error("template.kept_rights", user=user.name, error=str(exc))
+            log.flush(LAST_LINES)
+            os._exit(1)
 
     def _tell(self, message: FromTemplate) -> None:
         with contextlib.suppress(ConnectionError):  # its end is seen where requests are read
@@ -215,20 +239,22 @@ class _Template:
         """
         deadline = time.monotonic() + self._grace + GUARD_MARGIN
         self._poll.unregister(self._control)
+        workers = [pid for pid, _ in self._workers.values()]
         while self._workers and (left := deadline - time.monotonic()) > 0:
             for pidfd, _ in self._poll.poll(left * 1000):
                 pid, _ = self._workers[pidfd]
                 self._forget(pidfd)
                 _kill_group(pid)
-        for pid, worker in self._workers.values():
+        for pid, _ in self._workers.values():
             _kill_group(pid)
-            with contextlib.suppress(OSError):  # who read the log may have died as well
-                print(  # noqa: T201
-                    f"supervisor: worker {worker} (pid {pid}) has outlived its supervisor by "
-                    f"{self._grace:g} s of grace: SIGKILL to its process group",
-                    file=sys.stderr,
-                    flush=True,
-                )
+        lineage.kill([*workers, os.getpid()])  # what has left its group, and what the imports began
+        # Last of all: who reads the log may have died as well, or may not read.
+        for pid, worker in self._workers.values():
+            log.write(
+                f"supervisor: worker {worker} (pid {pid}) has outlived its supervisor by "
+                f"{self._grace:g} s of grace: SIGKILL to its process group\n"
+            )
+        log.flush(LAST_LINES)
 
 
 def _kill_group(pgid: int) -> None:
@@ -269,6 +295,7 @@ def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) ->
             os.close(herself)
             resource.setrlimit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
             runtime.live(fork.assignment, lifeline, supervisor, sockets)
+        lineage.mark(pid)  # it waits for our end, so it has started nothing yet
         _close([lifeline, *sockets])
         os.write(news, _PID.pack(pid))
     os.close(news)

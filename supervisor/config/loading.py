@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from supervisor.config import users
 from supervisor.config import values as read
 from supervisor.config.lines import KeyPath, Lines
 from supervisor.config.settings import (
@@ -405,6 +406,11 @@ class _Reading:
             self.problem(table.at("sockets"), f"names more than {MAX_SOCKETS} sockets")
         if "app" in given:
             self.app(table, raw.get("options", {}))
+        if values.get("user"):
+            try:
+                values["identity"] = users.find(values["user"], self.uid)
+            except read.Unfit as unfit:
+                self.problem(table.at("user"), str(unfit))
         backoff, most = values.get("backoff"), values.get("backoff_max")
         if backoff is not None and most is not None and backoff > most:
             at = table.at("backoff" if "backoff" in given else "backoff_max")

@@ -23,13 +23,16 @@ __all__ = [
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supervisor.config import values as read
 from supervisor.config.lines import KeyPath, Lines
 from supervisor.core.budget import Terms
 from supervisor.core.policy import Restart, RestartPolicy
 from supervisor.errors import Problem
+
+if TYPE_CHECKING:
+    from supervisor.protocol import Identity
 
 _BARE = re.compile("[A-Za-z0-9_-]+")
 
@@ -118,6 +121,8 @@ class GroupSettings:
     max_rss: int = field(default=0, metadata=_by(read.size))  # bytes; 0: off
     hang_timeout: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     sockets: tuple[str, ...] = field(default=(), metadata=_by(read.array(read.text)))
+    user: str = field(default="", metadata=_by(read.blank_or(read.text)))
+    identity: Identity | None = None  # whom `user` names, where that is not who we are
     env: dict[str, str] = field(default_factory=dict, repr=False, metadata=_by(read.environment))
     options: dict[str, Any] = field(default_factory=dict, repr=False, metadata=_by(read.options))
 
@@ -238,9 +243,7 @@ LATER: dict[type, dict[str, Later]] = {
     LogSettings: {},
     PoolSettings: {},
     SocketSettings: {},
-    GroupSettings: {
-        "user": Later(read.blank_or(read.text), "", "workers cannot run as another user yet"),
-    },
+    GroupSettings: {},
 }
 
 

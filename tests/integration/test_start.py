@@ -227,7 +227,7 @@ def test_too_few_descriptors_are_told_before_anything_is_started(tmp_path):
         wait_until(lambda: not supervised.processes(), "the template launched in advance has gone")
     (line,) = supervised.text().splitlines()
     assert "64" in line
-    assert "100 workers" in line
+    assert "101 workers, those of a roll included" in line
 
 
 def test_a_low_soft_limit_is_raised_for_the_supervisor_and_kept_for_workers(tmp_path):

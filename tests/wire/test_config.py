@@ -127,6 +127,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "workers.jobs.max_age": [('"24h"', 86400.0), ("0", 0.0)],
     "workers.jobs.max_rss": [('"1GiB"', 1 << 30), ('"0"', 0), ("4096", 4096)],
     "workers.jobs.hang_timeout": [('"60s"', 60.0), ("0", 0.0)],
+    "workers.jobs.user": [('""', "")],  # more in tests/integration/test_users.py
     "workers.jobs.env": [('{ A = "1", _b2 = "" }', {"A": "1", "_b2": ""})],
     "workers.jobs.sockets": [('["web"]', ("web",)), ("[]", ())],
     "workers.jobs.app": [('"mysite.web:app"', "mysite.web:app")],
@@ -213,6 +214,7 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.max_age": NO_DURATION,
     "workers.jobs.max_rss": ['"1GB"', "-1", "true", '"2000TiB"'],
     "workers.jobs.hang_timeout": NO_DURATION,
+    "workers.jobs.user": ["0", '"no-such-user"', "[]"],
     "workers.jobs.env": ['"A=1"', "{ A = 1 }", '{ "A B" = "x" }', '{ A = "\\u0000" }'],
     "workers.jobs.sockets": ['"web"', "[1]", '["wbe"]', '["web", "web"]'],
     "workers.jobs.app": NO_ENTRY,
@@ -239,7 +241,6 @@ BAD: dict[str, list[str]] = {
 NOT_YET: dict[str, tuple[str, list[str], list[str]]] = {
     # key: (a good value, bad values, values that mean off)
     "supervisor.region": ('"eu-west"', ["3", '"eu west"'], ['""']),
-    "workers.jobs.user": ('"app"', ["0"], ['""']),
 }
 
 

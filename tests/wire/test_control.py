@@ -18,6 +18,7 @@ import zmq
 from supervisor import control as control_module
 from supervisor.client import Client
 from supervisor.control import Control, RuntimeDir, client_endpoint
+from supervisor.core import flood
 from supervisor.errors import AlreadyRunningError, ConfigError, NoSupervisorError
 from supervisor.protocol import (
     MAX_BYTES,
@@ -35,10 +36,13 @@ from supervisor.protocol import (
     Stop,
     ToClient,
     ToWorker,
+    Usage,
     decode,
     encode,
 )
 from tests.supervised import Supervised, group, wait_until
+
+PID = os.getpid()
 
 
 class Desk:
@@ -79,8 +83,8 @@ class Desk:
         """Connect a worker that is expected, and let it say hello."""
         self.control.expect(name, token)
         dealer = self.dealer(f"{name}/route".encode())
-        dealer.send(encode(Hello(name, token, 1)))
-        assert self.heard(1) == [(name, Hello(name, token, 1))]
+        dealer.send(encode(Hello(name, token, PID)))
+        assert self.heard(1) == [(name, Hello(name, token, PID))]
         return dealer
 
     def heard(self, count: int) -> list:
@@ -175,12 +179,12 @@ def test_only_the_token_makes_a_worker(desk):
     desk.control.expect("jobs-2", "two")
     stranger = desk.dealer()
     attempts = [
-        Hello("jobs-1", "two", 1),
-        Hello("jobs-1", "", 1),
-        Hello("jobs-1", "on", 1),
-        Hello("jobs-1", "öne", 1),
-        Hello("jobs-9", "one", 1),
-        Hello("", "", 1),
+        Hello("jobs-1", "two", PID),
+        Hello("jobs-1", "", PID),
+        Hello("jobs-1", "on", PID),
+        Hello("jobs-1", "öne", PID),
+        Hello("jobs-9", "one", PID),
+        Hello("", "", PID),
         Ready(),
         Drained(reports={}),
     ]
@@ -188,8 +192,8 @@ def test_only_the_token_makes_a_worker(desk):
         stranger.send(encode(message))
     desk.dropped(stranger=len(attempts))
     assert not desk.control.to_worker("jobs-1", Inquire(1))
-    stranger.send(encode(Hello("jobs-1", "one", 1)))
-    assert desk.heard(1) == [("jobs-1", Hello("jobs-1", "one", 1))]
+    stranger.send(encode(Hello("jobs-1", "one", PID)))
+    assert desk.heard(1) == [("jobs-1", Hello("jobs-1", "one", PID))]
 
 
 def test_a_hello_counts_once(desk):
@@ -197,7 +201,7 @@ def test_a_hello_counts_once(desk):
     worker = desk.worker("jobs-1")
     thief = desk.dealer()
     for peer in (worker, thief):
-        peer.send(encode(Hello("jobs-1", "secret", 1)))
+        peer.send(encode(Hello("jobs-1", "secret", PID)))
     thief.send(encode(Drained(reports={})))
     desk.dropped(stranger=3)
     assert desk.control.to_worker("jobs-1", Inquire(7))
@@ -209,7 +213,7 @@ def test_a_worker_cannot_become_another_one(desk):
     """Also with a right token: a connection is one worker's for good."""
     worker = desk.worker("jobs-1")
     desk.control.expect("jobs-2", "two")
-    worker.send(encode(Hello("jobs-2", "two", 1)))
+    worker.send(encode(Hello("jobs-2", "two", PID)))
     desk.dropped(stranger=1)
     worker.send(encode(Ready()))
     assert desk.heard(1) == [("jobs-1", Ready())]
@@ -232,7 +236,7 @@ def test_what_comes_after_the_end_is_dropped(desk):
     worker = desk.worker("jobs-1")
     desk.control.forget("jobs-1")
     worker.send(encode(Ready()))
-    worker.send(encode(Hello("jobs-1", "secret", 1)))
+    worker.send(encode(Hello("jobs-1", "secret", PID)))
     desk.dropped(stranger=2)
     assert not desk.control.to_worker("jobs-1", Inquire(1))
     desk.control.forget("jobs-1")  # and once more is no error
@@ -289,6 +293,93 @@ def test_a_flood_is_read_in_portions(desk):
     assert sum(portions) == flood
 
 
+def test_whoever_floods_delays_nobody_by_a_turn(desk):
+    """A ROUTER takes from its peers in turn: one message of another comes among the first ones."""
+    flooder, honest = desk.worker("mad-1"), desk.worker("jobs-1", "other")
+    over = threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            flooder.send(encode(Usage("main", 1, 1, 1)))
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    try:
+        wait_until(
+            lambda: len([*desk.control.from_workers()]) == control_module.WORKER_BUDGET, "a flood"
+        )
+        for number in range(20):
+            honest.send(encode(Acknowledged(number)))
+            turn: list[Any] = []
+
+            def heard(number: int = number, turn: list[Any] = turn) -> bool:
+                turn[:] = desk.control.from_workers()
+                return ("jobs-1", Acknowledged(number)) in turn
+
+            wait_until(heard, "the honest one is heard")
+            # The flooder's next, the honest one's, and one more that was on its way.
+            assert turn.index(("jobs-1", Acknowledged(number))) <= 2
+    finally:
+        over.set()
+        for _ in range(10_000):  # the sender may wait for room
+            [*desk.control.from_workers()]
+        sender.join()
+
+
+def test_a_turn_reads_so_many_bytes(desk):
+    """Large messages are few in a turn: parsing them takes long."""
+    glutton = desk.worker("fat-1")
+    large = encode(Failed("", "x" * 900_000))
+    sender = threading.Thread(target=lambda: [glutton.send(large) for _ in range(30)])
+    sender.start()
+    portions: list[int] = []
+
+    def all_is_read() -> bool:
+        portions.append(len([*desk.control.from_workers()]))
+        return sum(portions) >= 30
+
+    wait_until(all_is_read, "all is read")
+    sender.join()
+    assert max(portions) <= control_module.TURN_BYTES // 900_000 + 1
+
+
+def test_a_worker_that_floods_is_told_of_once_and_not_heard_any_more(desk, monkeypatch):
+    """Nothing that it sends afterwards is even parsed; it can still be sent to."""
+    monkeypatch.setattr(flood, "MOST_MESSAGES", 50)
+    mad, honest = desk.worker("mad-1"), desk.worker("jobs-1", "other")
+    for _ in range(100):
+        mad.send(encode(Ready()))
+    heard = desk.heard(51)
+    assert [message for _, message in heard[:50]] == [Ready()] * 50
+    assert isinstance(heard[50][1], control_module.Flooded)
+    desk.dropped(flood=49)
+    assert desk.control.to_worker("mad-1", Inquire(1))
+    assert told(mad, ToWorker) == Inquire(1)
+    honest.send(encode(Ready()))
+    assert desk.heard(1) == [("jobs-1", Ready())]
+
+
+def test_garbage_of_a_worker_counts_as_its_flood(desk, monkeypatch):
+    """It need not be valid to be too much."""
+    monkeypatch.setattr(flood, "MOST_MESSAGES", 50)
+    mad = desk.worker("mad-1")
+    for _ in range(100):
+        mad.send(b"no message")
+    (found,) = desk.heard(1)
+    assert isinstance(found[1], control_module.Flooded)
+
+
+def test_a_hello_of_another_process_is_refused(desk):
+    """The kernel says who is at the other end: a token that was stolen is of no use elsewhere."""
+    desk.control.expect("jobs-1", "secret")
+    liar = desk.dealer()
+    liar.send(encode(Hello("jobs-1", "secret", PID + 1)))
+    liar.send(encode(Ready()))
+    desk.dropped(liar=1, stranger=1)
+    liar.send(encode(Hello("jobs-1", "secret", PID)))
+    assert desk.heard(1) == [("jobs-1", Hello("jobs-1", "secret", PID))]
+
+
 # --- the command line ----------------------------------------------------------------------------
 
 
@@ -316,7 +407,7 @@ def test_a_client_that_has_gone_is_no_error(desk):
 def test_a_workers_words_on_the_clients_socket_are_garbage(desk):
     """And the other way round: each ROUTER understands its own side only."""
     client, stranger = desk.dealer(client=True), desk.dealer()
-    client.send(encode(Hello("jobs-1", "secret", 1)))
+    client.send(encode(Hello("jobs-1", "secret", PID)))
     stranger.send(encode(Stop(now=True)))
     desk.dropped(malformed=2)
 
@@ -405,7 +496,7 @@ def test_a_supervisor_among_strangers_answers_on(tmp_path):
                 for _ in range(20):
                     for frames in GARBAGE[:-1]:
                         stranger.send_multipart(frames)
-                stranger.send(encode(Hello("idle-1", "wrong", 1)))
+                stranger.send(encode(Hello("idle-1", "wrong", PID)))
                 stranger.send(encode(Failed("forged", "forged")))
             supervised.event("control.dropped", times=256, reason="malformed")
             supervised.event("control.dropped", times=2, reason="stranger")

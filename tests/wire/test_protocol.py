@@ -57,7 +57,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(values(inner[0]), values(inner[1]), max_size=3)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         return st.builds(kind, **{name: values(hints[name]) for name in kind.__struct_fields__})
     simple: dict[Any, st.SearchStrategy[Any]] = {
         str: st.text(),
@@ -66,6 +66,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         float: st.floats(allow_nan=False),
         type(None): st.none(),
         Any: PLAIN,
+        protocol.Count: st.integers(0, 2**53),
+        protocol.Seconds: st.floats(0.0, 1e10),
     }
     return simple[kind]
 
@@ -148,6 +150,26 @@ def test_what_is_too_large_is_not_even_parsed():
     with pytest.raises(WireError, match=f"of {len(frame)} bytes"):
         decode(frame, protocol.FromWorker)
     assert decode(frame, protocol.FromWorker, len(frame)) == message
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
+def test_a_worker_cannot_claim_impossible_times(seconds):
+    """What is no duration would be no JSON in the log either."""
+    leak = protocol.LeakFound("main", seconds, "t", "s")
+    with pytest.raises(WireError):
+        decode(protocol.encode(leak), protocol.FromWorker)
+
+
+@pytest.mark.parametrize("count", [-1, 2**63])
+def test_a_worker_cannot_claim_impossible_counts(count):
+    """A negative one would be taken off a sum."""
+    for claim in (
+        protocol.Usage("main", 1, count, 1),
+        protocol.Report(number=1, in_flight=count, jobs_done=0, jobs_failed=0, pools={}),
+        protocol.Drained({"main": protocol.CloseReport(closed=count)}),
+    ):
+        with pytest.raises(WireError):
+            decode(protocol.encode(claim), protocol.FromWorker)
 
 
 def test_another_version_is_named():
