@@ -175,6 +175,8 @@ class RollWorld(World):
             self.happens(ev.WorkerReady(worker))
         elif quality is DIES_PROVING and worker not in self.successors:
             self.ends(process, signal=11)
+        elif outages := [*self.fleet._workers[worker]._outages]:
+            self.happens(ev.WorkerReachable(worker, outages[0]))
         else:
             return False
         return True

@@ -294,7 +294,7 @@ def test_a_flood_is_read_in_portions(desk):
 
 
 def test_whoever_floods_delays_nobody_by_a_turn(desk):
-    """A ROUTER takes from its peers in turn: one message of another comes among the first ones."""
+    """A ROUTER takes from its peers in turn: one message of another comes in the same turn."""
     flooder, honest = desk.worker("mad-1"), desk.worker("jobs-1", "other")
     over = threading.Event()
 
@@ -317,8 +317,8 @@ def test_whoever_floods_delays_nobody_by_a_turn(desk):
                 return ("jobs-1", Acknowledged(number)) in turn
 
             wait_until(heard, "the honest one is heard")
-            # The flooder's next, the honest one's, and one more that was on its way.
-            assert turn.index(("jobs-1", Acknowledged(number))) <= 2
+            # libzmq looks for what is new at others every hundred messages.
+            assert turn.index(("jobs-1", Acknowledged(number))) <= 102
     finally:
         over.set()
         for _ in range(10_000):  # the sender may wait for room
