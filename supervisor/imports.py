@@ -60,6 +60,8 @@ def check_entry_points(settings: Settings) -> list[Problem]:
 
 def _key(group: GroupSettings) -> str:
     """Return the key that says what a group's workers import."""
+    if group.command:
+        return "command"
     return "app" if group.app else "run"
 
 

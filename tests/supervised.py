@@ -30,6 +30,7 @@ from typing import IO, Any, Self
 
 REPO = Path(__file__).resolve().parent.parent
 DUE = 30.0  # seconds: what takes longer has failed, also on a busy machine
+GONE = 5.0  # seconds in which what has died must be out of the process table
 SUPERVISOR = (sys.executable, "-m", "supervisor")
 
 
@@ -141,7 +142,11 @@ class Supervised:
                 self.wait(10.0)
             except subprocess.TimeoutExpired:
                 continue
-        left = {pid: title(pid) for pid in self.processes()}
+        deadline = time.monotonic() + GONE
+        while (left := {pid: title(pid) for pid in self.processes()}) and (
+            time.monotonic() < deadline and not all(left.values())
+        ):
+            time.sleep(0.01)  # one without a title is on its way out
         kill_session(*self.sessions)
         if kind is not None:
             print(self.text())
@@ -240,11 +245,13 @@ class Supervised:
         self, name: str, *, due: float = DUE, count: int = 1, **fields: Any
     ) -> dict[str, Any]:
         """Wait for the `count`-th such event and return it."""
-        wait_until(
-            lambda: len(self.events(name, **fields)) >= count,
-            f"{count} times {name} {fields}; the log ends with\n{self.text()[-3000:]}",
-            due,
-        )
+        try:
+            wait_until(
+                lambda: len(self.events(name, **fields)) >= count, f"{count} times {name}", due
+            )
+        except AssertionError as late:
+            late.add_note(f"{fields}; the log ends with\n{self.text()[-3000:]}")
+            raise
         return self.events(name, **fields)[count - 1]
 
     def life(self, worker: str) -> list[str]:

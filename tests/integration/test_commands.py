@@ -347,9 +347,7 @@ def test_why_tells_the_story_of_a_worker_that_is_gone(tmp_path):
         gone = supervised.command("why", "idle-1").stdout.splitlines()
         assert gone[0].startswith("idle-1 of group idle, generation 1, ")
         assert gone[1].endswith(f"was spawned, pid {supervised.event('worker.spawned')['pid']}")
-        assert gone[-1] == (
-            "In short: idle-1 ended without a word, by SIGKILL: from outside, or a crash."
-        )
+        assert gone[-1] == ("In short: idle-1 was killed by somebody else, by SIGKILL.")
         assert "In short: idle-2 is there" in supervised.command("why", "idle-2").stdout
         nobody = supervised.command("why", "idle-9")
         assert (nobody.returncode, nobody.stdout) == (2, "")

@@ -145,7 +145,7 @@ def test_more_workers_than_descriptors_are_refused_before_it_is_too_late(tmp_pat
         supervised.ready()
         refused = supervised.command("scale", "idle=100")
         assert refused.returncode == 1
-        assert "need 468 open descriptors, and the limit is 200" in refused.stderr
+        assert "need 569 open descriptors, and the limit is 200" in refused.stderr
         text = supervised.config.read_text()
         supervised.config.write_text(text.replace("[workers.idle]", "[workers.idle]\ncount = 100"))
         refused = supervised.command("reload")

@@ -56,7 +56,7 @@ def test_a_password_is_written_nowhere(tmp_path):
         supervised.event("supervisor.status")
         shown += [supervised.command("status", "--json")]
         assert processes_that_show_it(supervised) == []
-        supervised.event("group.failed", group="user")
+        supervised.event("group.waiting", group="user")
         shown += [supervised.command("events")]
         supervised.stop()
     for done in shown:

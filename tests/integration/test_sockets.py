@@ -200,10 +200,12 @@ def test_no_connection_is_lost_with_socket_activation(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_costs_no_other_connection(tmp_path: Path) -> None:
     """A connection that nobody has accepted is not the dead worker's."""
     with echo(tmp_path, FREE).start().ready() as supervised:
-        for _ in range(3):
-            os.kill(max(supervised.worker_pids().values()), signal.SIGKILL)
+        for count in range(1, 4):
+            victim = supervised.event("worker.ready", count=count + 1)
+            os.kill(victim["pid"], signal.SIGKILL)
             for turn in range(10):
                 assert ["echo", "1", str(turn)] == asked(where(supervised), str(turn))
+            supervised.event("worker.exited", count=count)
 
 
 # --- addresses ---------------------------------------------------------------------------------
