@@ -30,7 +30,7 @@ run: install
 	$(BIN)/supervisor start -c conf/dev.toml
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(or $(PYTEST),-n 2)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -46,7 +46,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m bench
 
 chaos: $(VENV)/.tests
-	$(BIN)/python -m tests.chaos.jobs --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.chaos.nemesis --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

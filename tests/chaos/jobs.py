@@ -104,7 +104,11 @@ class Chaos:
             seconds = time.monotonic() - began
             assert supervised.stop() == 0
             wait_until(lambda: not supervised.processes(), "nothing is left running")
+            self._read_history(supervised)
         return self._check(seconds)
+
+    def _read_history(self, supervised: Supervised) -> None:
+        """Check what the log says; who does more than to kill has more to read there."""
 
     def _write_files(self) -> None:
         self.files = self.folder / "files"
