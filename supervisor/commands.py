@@ -25,7 +25,7 @@ def command_options(settings: Settings, group: GroupSettings) -> dict[str, Any]:
         "stop_signal": group.stop_signal,
         "notify": group.notify,
         "is_ready_at_once": not (group.notify or group.before),
-        "watchdog": getattr(group, "hang_timeout", 0.0),
+        "watchdog": group.hang_timeout,
     }
 
 

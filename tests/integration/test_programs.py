@@ -173,6 +173,23 @@ def test_one_that_is_slow_to_start_can_ask_for_time(tmp_path):
         assert not supervised.events("worker.cancelled", worker="asks-1")
 
 
+def test_one_whose_watchdog_falls_silent_is_a_hang(tmp_path):
+    """WATCHDOG=1 gives it more time, again and again; its silence ends it, and a successor comes."""
+    code = (
+        SPEAK + "say('READY=1'); [(time.sleep(0.2), say('WATCHDOG=1')) for _ in range(10)];"
+        "print('silent', flush=True); time.sleep(60)"
+    )
+    config = program("web", *PYTHON, code, notify=True, hang_timeout="1s", backoff="10ms")
+    with Supervised(tmp_path, config) as supervised:
+        supervised.ready()
+        hung = supervised.event("worker.hung", worker="web-1")
+        assert "silent" in output(supervised, "web-1"), "it was given more time"
+        assert [job["name"] for job in hung["jobs"]] == ["watchdog"]
+        assert supervised.event("worker.exited", worker="web-1")["cause"] == "hang"
+        supervised.event("worker.ready", worker="web-2")
+        assert supervised.stop() == 0
+
+
 def test_a_program_cannot_say_who_it_is(tmp_path):
     """MAINPID is refused; a flood of nonsense on the socket changes nothing."""
     code = (
@@ -237,6 +254,16 @@ def test_what_it_leaves_behind_goes_with_it(tmp_path):
         assert supervised.stop() == 0
         leftovers = supervised.event("worker.exited")["leftovers"]
         assert sum(name.startswith("sleep (pid ") for name in leftovers) >= 2
+
+
+def test_what_has_left_its_group_goes_with_it(tmp_path):
+    """A daemon that a program has made is found and named, too."""
+    code = "setsid sh -c 'sleep 66 & exec sleep 67' & sleep 0.3; echo up; exec sleep 68"
+    with Supervised(tmp_path, program("shell", *SH, code)) as supervised:
+        said(supervised.ready(), "shell-1", "up")
+        assert supervised.stop() == 0
+        leftovers = supervised.event("worker.exited")["leftovers"]
+        assert sum(name.startswith("sleep (pid ") for name in leftovers) == 2
 
 
 def test_a_stopped_program_hears_its_stop_signal(tmp_path):

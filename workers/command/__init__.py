@@ -33,7 +33,7 @@ from supervisor.errors import ProgramError
 from workers.command.notify import Notify
 from workers.command.output import Output
 from workers.command.program import Program, start
-from workers.worker import Worker
+from workers.worker import Job, Worker
 
 # When the program writes more than is logged, or talks without end, its next words wait this long:
 # it is slowed down, and the processor is not ours alone.
@@ -106,6 +106,7 @@ class _Watch:
         )
         self._was_told_to_stop = False
         self._promised = 0.0  # by when it has said that it will be ready
+        self._watched: Job | None = None  # from READY=1 on, where it has a watchdog
         self._poll = select.poll()
         for readable in (program.pidfd, program.stdout, program.stderr):
             self._poll.register(readable, select.POLLIN)
@@ -141,6 +142,10 @@ class _Watch:
             match name:
                 case "READY":
                     self._worker.ready()
+                    self._begin_watching()
+                case "WATCHDOG":
+                    if self._watched is not None:
+                        self._watched.busy_until(self._command.watchdog)
                 case "STATUS" | "STOPPING":
                     self._worker.status = value if name == "STATUS" else "stopping"
                 case "EXTEND_TIMEOUT_USEC":
@@ -148,6 +153,11 @@ class _Watch:
                 case _:
                     pass  # systemd's, and without a meaning here
         return has_more
+
+    def _begin_watching(self) -> None:
+        """Let its silence be a hang from now on: a job that each WATCHDOG=1 gives more time."""
+        if self._command.watchdog and self._watched is None:
+            self._watched = self._worker.job("watchdog").__enter__()
 
     def _delay(self, seconds: float) -> None:
         """Ask for more time to start; not for what makes no difference, however often it is said.
@@ -179,6 +189,8 @@ class _Watch:
 
     def _conclude(self) -> None:
         ended = self._program.wait()
+        if self._watched is not None:
+            self._watched.__exit__(None, None, None)
         name = os.path.basename(self._program.path)
         if ended.signal is not None:
             # At the very end of this process, so that the supervisor sees the signal itself.
