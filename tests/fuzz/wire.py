@@ -56,6 +56,10 @@ class Fuzzer:
         origin, inner = typing.get_origin(kind), typing.get_args(kind)
         if origin in {typing.Union, types.UnionType}:
             return self.value(pick.choice(inner))
+        if origin is typing.Literal:
+            return pick.choice((*inner, "", "x"))
+        if origin is tuple and inner[-1] is not Ellipsis:
+            return tuple(map(self.value, inner))
         if origin in {tuple, list}:
             return origin(self.value(inner[0]) for _ in range(pick.choice((0, 1, 3, 40))))
         if origin is dict:
