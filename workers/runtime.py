@@ -56,10 +56,12 @@ from supervisor.protocol import (
     Report,
     SessionsEnded,
     Timings,
+    ToWorker,
     Tune,
     Tuned,
     application_name,
 )
+from supervisor.protocol import prepare as prepare_decoder
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.examination import examine
 from workers.leases import Leases
@@ -86,7 +88,8 @@ _living: _Runtime | None = None  # the worker that this process is
 
 
 def preload(schemes: Iterable[str]) -> None:
-    """Import what every worker will need, before the fork: paid once, and shared."""
+    """Import and make what every worker will need, before the fork: paid once, and shared."""
+    prepare_decoder(ToWorker)
     for scheme in schemes:
         with contextlib.suppress(Exception):  # each worker reports a missing driver itself
             drivers.from_url(f"{scheme}:///", None)
