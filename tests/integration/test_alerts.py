@@ -12,7 +12,7 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -255,12 +255,17 @@ class Run(contextlib.ExitStack):
         )
         supervisor = 'listen = "127.0.0.1:0"\ngrace = "4s"\nabort_margin = "3s"'
         self.fleet = Supervised(folder, config, supervisor=supervisor, modules={"app": APPLICATION})
-        self.enter_context(self.fleet)
-        self.fleet.ready()
-        target = urlsplit(self.fleet.event("supervisor.listening")["url"]).netloc
-        self.prometheus = self.enter_context(
-            Prometheus(folder / "prometheus", target, shortened(RULES))
-        )
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as begun:  # which ends what has started if something does not
+            begun.enter_context(self.fleet)
+            self.fleet.ready()
+            target = urlsplit(self.fleet.event("supervisor.listening")["url"]).netloc
+            self.prometheus = begun.enter_context(
+                Prometheus(self.folder / "prometheus", target, shortened(RULES))
+            )
+            self.push(begun.pop_all())
+        return self
 
     def put(self, *names: str) -> None:
         for name in names:
