@@ -23,6 +23,7 @@ from supervisor.protocol import JOB_SECONDS, OTHER, POOL_SECONDS, Figures, Metri
 MAX_SERIES = 1000
 MAX_OWN = 200  # declarations of the applications' own; what comes later is left out
 
+GROUP_STATES = ("starting", "ready", "degraded", "waiting", "failed")
 STATES = ("starting", "ready", "draining", "drained", "exited", "failed")
 RESTART_REASONS = ("exited", "failed", "killed", "hung", "recycled", "rolled")
 OUTCOMES = ("done", "failed", "cancelled")
@@ -158,6 +159,15 @@ class Metrics:
             _add(workers, (worker["group"], worker["state"]), 1)
             _add(in_flight, (worker["group"],), worker["in_flight"])
         yield workers
+        states = Family(
+            "supervisor_group_state",
+            "gauge",
+            "1 for the state that a group is in, 0 for every other one.",
+            ("group", "state"),
+        )
+        for group, figures in status["groups"].items():
+            states.series.update({(group, s): int(s == figures["state"]) for s in GROUP_STATES})
+        yield states
         yield _counter(
             "supervisor_worker_restarts_total",
             "Workers that took the place of another one, by what had become of that.",

@@ -18,6 +18,7 @@ POOL = ("group", "db_client_connection_pool_name")
 # INTERFACE's list: name, type, labels.
 PROMISED = {
     ("supervisor_workers", "gauge", ("group", "state")),
+    ("supervisor_group_state", "gauge", ("group", "state")),
     ("supervisor_worker_restarts_total", "counter", ("group", "reason")),
     ("supervisor_jobs_in_flight", "gauge", ("group",)),
     ("supervisor_jobs_total", "counter", ("group", "outcome")),
@@ -38,6 +39,7 @@ PROMISED = {
 }
 VALUES = {
     ("supervisor_workers", "state"): "starting ready draining drained exited failed",
+    ("supervisor_group_state", "state"): "starting ready degraded waiting failed",
     ("supervisor_worker_restarts_total", "reason"): "exited failed killed hung recycled rolled",
     ("supervisor_jobs_total", "outcome"): "done failed cancelled",
     ("supervisor_reloads_total", "outcome"): "done rejected rolled_back",
@@ -95,7 +97,7 @@ def worker(name="web-1", *, group="web", state="ready", in_flight=0, pools=None)
 def status(*workers, groups=("web",)):
     budget = {"budget": 8, "granted": 6, "open": 2}
     return {
-        "groups": {name: {} for name in groups},
+        "groups": {name: {"state": "ready"} for name in groups},
         "workers": list(workers),
         "budgets": {"main": budget},
     }
@@ -130,7 +132,7 @@ def test_every_promised_family_is_there_from_the_start_at_zero(metrics):
             expected = VALUES.get((family.name, label))
             if expected:
                 assert {key[position] for key in family.series} == set(expected.split())
-        if family.name != "supervisor_budget_connections":
+        if family.name not in {"supervisor_budget_connections", "supervisor_group_state"}:
             for figure in family.series.values():
                 assert not (sum(figure.counts) if isinstance(figure, module.Buckets) else figure)
 
