@@ -9,7 +9,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -165,6 +166,21 @@ def status(config: Path, *, as_json: bool) -> None:
         from supervisor.report import status_table
 
         _say(status_table(answer))
+
+
+@main.command()
+@_config
+def top(config: Path) -> None:
+    """Show the fleet live; look into workers, and restart them.
+
+    It needs a terminal, and the extra `top` of the package. It polls once a second.
+    """
+    from supervisor.top import show
+
+    code, farewell = show(_connector(config))
+    if farewell:
+        _remark(f"supervisor: {farewell}")
+    raise click.exceptions.Exit(code)
 
 
 @main.command()
@@ -366,11 +382,16 @@ def _warn_of_unit(settings: Settings) -> None:
 
 
 def _client(config: Path) -> Client:
+    return _connector(config)()
+
+
+def _connector(config: Path) -> Callable[[], Client]:
+    """Return what connects to the supervisor of that configuration, as often as it is called."""
     from supervisor.client import Client
     from supervisor.config import locate
 
     name, runtime_dir = locate(config, env=os.environ, uid=os.geteuid())
-    return Client(Path(runtime_dir), name)
+    return partial(Client, Path(runtime_dir), name)
 
 
 @contextlib.contextmanager

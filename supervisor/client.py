@@ -62,7 +62,25 @@ class Client:
 
     def ask(self, request: FromClient, timeout: float | None = ANSWER_DUE) -> Any:
         """Return the answer, within `timeout` seconds (None: as long as the supervisor lives)."""
+        self.send(request)
+        answer = self.receive(timeout)
+        if answer is None:
+            raise NoSupervisorError(
+                f"the supervisor {self._name!r} (pid {self.pid}) does not answer"
+            )
+        return answer
+
+    def send(self, request: FromClient) -> None:
+        """Ask without waiting for the answer; for who has several kinds of request under way."""
         self._dealer.send(encode(request))
+
+    def receive(self, timeout: float | None) -> Any:
+        """Return the next answer, None when there is none within `timeout` seconds.
+
+        Raises:
+            NoSupervisorError: the supervisor has died, and all that it has sent has been returned.
+            RefusedError: the answer is a refusal.
+        """
         due = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if due is None else max(0, int((due - time.monotonic()) * 1000))
@@ -76,9 +94,7 @@ class Client:
             if self._pidfd in ready:
                 raise NoSupervisorError(f"the supervisor {self._name!r} (pid {self.pid}) has died")
             if due is not None and time.monotonic() >= due:
-                raise NoSupervisorError(
-                    f"the supervisor {self._name!r} (pid {self.pid}) does not answer"
-                )
+                return None
 
     def events(self, *, follow: bool) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield (event, how many were missed before it); with `follow` until the last of all."""

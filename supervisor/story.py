@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["tell"]
+__all__ = ["sentence", "tell"]
 
 import signal
 import textwrap
@@ -45,9 +45,13 @@ def _heading(worker: str, event: Event) -> str:
     return f"{worker} of group {event['group']}, generation {event['generation']}, {day} UTC{start}"
 
 
+def sentence(event: Event) -> str:
+    """Return what one event says, without when and whom; in brackets where it is not one's own."""
+    return _SENTENCES.get(event["event"], _plain)(event)
+
+
 def _lines(event: Event) -> Iterable[str]:
-    sentence = _SENTENCES.get(event["event"], _plain)(event)
-    yield f"{event['time'][11:23]}  {sentence}"
+    yield f"{event['time'][11:23]}  {sentence(event)}"
     for name in _BLOCKS:
         if event.get(name):
             yield textwrap.indent(str(event[name]).rstrip(), " " * 14)
