@@ -245,9 +245,9 @@ class Top(App[None]):
             paint.text((("! " if p.tone is Tone.BAD else "* ", p.tone), (p.text, p.tone)), tones)
             for p in problems[:limit]
         ]
-        # The gravest one may take two lines, so that its reason is read as well.
+        # The gravest one may take two lines (words do not fill them), so that its reason is read.
         for index, line in enumerate(lines):
-            line.truncate((2 if index == 0 else 1) * width, overflow="ellipsis")
+            line.truncate(2 * width - 20 if index == 0 else width, overflow="ellipsis")
         if len(problems) > limit:
             lines[-1] = paint.text(
                 ((f"… and {len(problems) - limit + 1} more problems", Tone.WARN),), tones

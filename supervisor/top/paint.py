@@ -41,12 +41,13 @@ _COLOURED = {
     Tone.WARN: Style(color="#e3b05f"),
     Tone.BAD: Style(color="#ffffff", bgcolor="#a32f2a", bold=True),
 }
-# Without colour: weight, and the marks that the rows bear anyway.
+# Without colour: weight, and the marks that the rows bear anyway. An empty style would be taken for
+# none by the library, which then draws nothing at all.
 _PLAIN = {
     Tone.DIM: Style(dim=True),
-    Tone.PLAIN: Style(),
-    Tone.GOOD: Style(),
-    Tone.NOTICE: Style(),
+    Tone.PLAIN: Style(dim=False),
+    Tone.GOOD: Style(dim=False),
+    Tone.NOTICE: Style(dim=False),
     Tone.WARN: Style(bold=True),
     Tone.BAD: Style(bold=True, reverse=True),
 }
