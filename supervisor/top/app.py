@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from functools import partial
 from typing import ClassVar
 
 from rich.text import Text
-from textual import on
+from textual import events, on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import Footer, Input, Static
 
@@ -195,6 +197,15 @@ class Top(App[None]):
                     self._fleet.take_status(status, time.monotonic())
         self._draw()
 
+    def _check_size(self) -> None:
+        """Notice a resize of the moment in which the library was not listening yet."""
+        if self.is_headless:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            size = Size(*os.get_terminal_size(sys.__stdout__.fileno()))  # type: ignore[union-attr]
+            if size != self.size:
+                self.post_message(events.Resize(size, size))
+
     def on_resize(self) -> None:
         """Draw anew for another size."""
         self.call_after_refresh(self._draw)
@@ -204,6 +215,7 @@ class Top(App[None]):
     def _draw(self) -> None:
         if not self._fleet.has_been_seen or not self.is_running:
             return
+        self._check_size()
         wall = time.time()
         picture = self._picture = self._fleet.picture(time.monotonic(), wall)
         screen = self.screen_stack[0]

@@ -152,10 +152,13 @@ class Tmux:
 
     def sees(self, *words):
         """Wait until every word stands on the screen."""
-        wait_until(
-            lambda: all(word in self.screen() for word in words),
-            f"{words} on the screen",
-        )
+        try:
+            wait_until(
+                lambda: all(word in self.screen() for word in words), f"{words} are seen", 8.0
+            )
+        except AssertionError:
+            print(self.screen())
+            raise
         return self.screen()
 
     def __enter__(self):
