@@ -322,8 +322,10 @@ def dump(config: Path, worker: str, *, as_json: bool) -> None:
 
 def _say(text: str) -> None:
     """Print to standard output. A reader who has seen enough ends the command, and is no error."""
+    from supervisor.plain import harmless
+
     try:
-        click.echo(text)
+        click.echo(harmless(text, lines=True))
     except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
         if isinstance(exc, BrokenPipeError):
@@ -335,8 +337,10 @@ def _remark(text: str, level: str = "info") -> None:
     """Print to standard error, where somebody may be listening."""
     if systemd.is_journal(2, os.environ):
         text = systemd.prioritized(text, level)
+    from supervisor.plain import harmless
+
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(harmless(text, lines=True), err=True)
 
 
 def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bool) -> None:

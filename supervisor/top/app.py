@@ -25,6 +25,7 @@ from textual.widgets import Footer, Input, Static
 
 from supervisor.client import Client
 from supervisor.errors import SupervisorError
+from supervisor.plain import harmless
 from supervisor.protocol import Dump, FromClient, Restart, Scale
 from supervisor.report import dump_text
 from supervisor.story import tell
@@ -46,7 +47,6 @@ from supervisor.top.model import (
     Picture,
     Problem,
     Tone,
-    harmless,
     matches,
     ordered,
 )

@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Button, Footer, Static
 
-from supervisor.top.model import harmless
+from supervisor.plain import harmless
 
 
 class Confirm(ModalScreen[bool]):

@@ -17,13 +17,11 @@ __all__ = [
     "Rates",
     "Tone",
     "WorkerRow",
-    "harmless",
     "matches",
     "ordered",
     "span",
 ]
 
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
+from supervisor.plain import harmless
 from supervisor.story import sentence
 
 Event = Mapping[str, Any]
@@ -42,8 +41,6 @@ KEPT = 200  # events that are kept to be shown
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 # What is never a text: C0 and C1 controls, and what turns the direction of writing.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_CONTROLS_IN_LINES = re.compile(_CONTROLS.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 
 
 class Tone(IntEnum):
@@ -587,13 +584,6 @@ def matches(worker: WorkerRow, words: str, *, only_trouble: bool = False) -> boo
         word == group if word.startswith("group:") else word in text
         for word in words.casefold().split()
     )
-
-
-def harmless(text: str, *, lines: bool = False) -> str:
-    """Return a text without what would steer a terminal; with `lines` line ends and tabs stay."""
-    if lines:
-        return _CONTROLS_IN_LINES.sub("\ufffd", text.expandtabs(4))
-    return _CONTROLS.sub(" ", text)
 
 
 def span(seconds: float) -> str:

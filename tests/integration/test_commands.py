@@ -355,6 +355,17 @@ def test_why_tells_the_story_of_a_worker_that_is_gone(tmp_path):
         assert supervised.stop() == 0
 
 
+def test_what_a_worker_says_cannot_steer_the_terminal(tmp_path):
+    """An exception's text with escape sequences is printed without them."""
+    code = "def run(worker):\n    worker.ready()\n    raise ValueError('\\x1b]0;owned\\x07 \\x1b[2J')\n"
+    config = '[workers.bad]\nrun = "bad:run"\nrestart = "never"\n'
+    with Supervised(tmp_path, config, modules={"bad": code}) as supervised:
+        supervised.event("worker.exited")
+        told = supervised.command("why", "bad-1").stdout
+        assert "owned" in told
+        assert not {"\x1b", "\x07"} & set(told)
+
+
 # --- a user's mistakes ---------------------------------------------------------------------------
 
 

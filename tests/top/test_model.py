@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.plain import harmless
 from supervisor.top.layout import (
     bar,
     fitting,
@@ -23,7 +24,6 @@ from supervisor.top.model import (
     Fleet,
     Rates,
     Tone,
-    harmless,
     matches,
     ordered,
     span,

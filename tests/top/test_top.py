@@ -103,7 +103,7 @@ def test_nothing_is_done_without_a_yes(tmp_path):
 def test_a_stop_ends_it_with_zero_and_a_death_with_69(tmp_path):
     """When the supervisor has stopped, top says so and ends with 0; when it was killed, with 69."""
     for number, code, word in ((signal.SIGTERM, 0, "has stopped"), (signal.SIGKILL, 69, "died")):
-        folder = tmp_path / word.replace(" ", "-")
+        folder = tmp_path / str(code)  # short: so are the paths of sockets
         folder.mkdir()
 
         async def steps(app, pilot, number=number):
