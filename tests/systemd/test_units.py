@@ -57,6 +57,25 @@ def run(worker):
     worker.accepting.wait()
 """
 
+ECHO = """
+def run(worker):
+    listener = worker.sockets["web"]
+    listener.settimeout(0.05)
+    worker.ready()
+    while not worker.accepting.done:
+        try:
+            peer, _ = listener.accept()
+        except TimeoutError:
+            continue
+        with peer:
+            peer.sendall(b"generation %d" % worker.generation)
+"""
+ASK = """
+import socket
+with socket.create_connection(("127.0.0.1", 8000), 20) as peer:
+    print(peer.recv(100).decode())
+"""
+
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Box]:
@@ -301,6 +320,38 @@ def test_a_stop_has_the_time_that_its_workers_need(box: Box) -> None:
     journal = box.journal("supervisor@busy")
     assert journal.count("victim.finished") == 2
     assert "TimeoutStopSec of supervisor@busy.service is 2 s, and a stop may take 35 s" in journal
+
+
+def test_a_connection_starts_the_service_and_none_is_refused_in_a_roll(box: Box) -> None:
+    """Socket activation, as the shipped example has it: also while the service restarts."""
+    box.write("/srv/app/echo.py", ECHO)
+    config = CONFIG.replace("count = 2", 'count = 2\nsockets = ["web"]')
+    box.write(
+        "/etc/ackvisor/activated.toml",
+        config % {"run": "echo:run", "seconds": 0.0} + '[sockets.web]\nlisten = "systemd:web"\n',
+    )
+    unit = (UNITS / "supervisor.socket").read_text()
+    box.write(
+        "/etc/systemd/system/activated.socket",
+        unit.replace("Service=supervisor.service", "Service=supervisor@activated.service"),
+    )
+    box.run("systemctl", "daemon-reload")
+    assert box.run("systemctl", "start", "activated.socket").returncode == 0
+    box.shows("supervisor@activated", ActiveState="inactive")
+
+    def asked() -> str:
+        done = box.run(sys.executable, "-c", ASK)
+        assert done.returncode == 0, done.stderr + box.journal("supervisor@activated")
+        return done.stdout.strip()
+
+    assert asked() == "generation 1"
+    box.shows("supervisor@activated", ActiveState="active", NRestarts="0")
+    assert box.run("systemctl", "reload", "supervisor@activated").returncode == 0
+    assert asked() == "generation 2"
+    assert box.run("systemctl", "restart", "--no-block", "supervisor@activated").returncode == 0
+    assert asked() in ("generation 1", "generation 2")
+    box.run("systemctl", "stop", "activated.socket", "supervisor@activated")
+    box.shows("supervisor@activated", ActiveState="inactive", Result="success")
 
 
 def test_from_systemd_253_on_it_can_signal_a_reload_itself(box: Box) -> None:
