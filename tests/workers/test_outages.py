@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 
 import pytest
@@ -55,6 +56,24 @@ def failure(pool):
     with pytest.raises(PoolTimeout) as caught:
         pool.get()
     return caught.value
+
+
+def test_a_file_that_others_have_locked_is_no_outage(tmp_path, told):
+    """Nothing is told of a lock, which passes; who waits for it too long is told what it was."""
+    path = tmp_path / "locked.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("create table t (x)")
+        other.execute("begin exclusive")
+        with Pool.from_url(f"sqlite:///{path}", name="main", acquire_timeout=0.5) as pool:
+            outages = Outages({"main": pool}, told.append)
+            outages.watch("main", pool)
+            with pytest.raises(PoolTimeout, match="locked"):
+                pool.get()
+            assert told == []
+            other.execute("commit")
+            with pool.acquire() as conn:
+                conn.execute("insert into t values (1)")
+            assert told == []
 
 
 def test_an_outage_is_told_when_it_begins_and_when_it_ends(server, pool, outages, told):

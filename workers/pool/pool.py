@@ -639,7 +639,7 @@ class Pool(Shell):
             if interrupted:  # the asker's own, where he dials himself
                 self._run(actions, keeper=True)
                 raise
-            if not final:
+            if not (final or self._driver.is_momentary(exc)):
                 self._tell_outage(exc)
             return actions
         now = monotonic()

@@ -115,6 +115,10 @@ class Driver:
         kinds = {cls.__name__ for cls in type(exc).__mro__}
         return not (isinstance(exc, OSError) or kinds & {"OperationalError", "InterfaceError"})
 
+    def is_momentary(self, exc: BaseException) -> bool:
+        """Whether a dial that failed so says nothing of the server: it is done again, and not told."""
+        return False
+
     def is_outage(self, exc: BaseException) -> bool:
         """Whether this error of the driver's says that the server is not there, for now."""
         return self.is_disconnect(exc) and not self.is_final(exc)

@@ -88,11 +88,13 @@ class SQLiteDriver(Driver):
 
     def is_final(self, exc: BaseException) -> bool:
         """Whether it is anything but another's lock: a missing folder stays missing."""
-        return not (
-            isinstance(exc, sqlite3.OperationalError)
-            and getattr(exc, "sqlite_errorcode", 0) & 0xFF
-            in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        )
+        return not self.is_momentary(exc)
+
+    def is_momentary(self, exc: BaseException) -> bool:
+        """Whether others have it locked, as they do when a new file is made by several workers."""
+        return isinstance(exc, sqlite3.OperationalError) and getattr(
+            exc, "sqlite_errorcode", 0
+        ) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class PatientConnection(sqlite3.Connection):
