@@ -138,6 +138,28 @@ def test_the_whole_life_in_its_order(abstract_ear: Ear, tmp_path: Path) -> None:
     assert ear.words() == []
 
 
+def test_a_reload_that_replaces_nobody_is_told_as_well(ear: Ear, tmp_path: Path) -> None:
+    """RELOADING=1 and READY=1 also come where settings are only applied to those who run."""
+    supervised = Supervised(
+        tmp_path,
+        group("web", "speaks:run"),
+        supervisor='grace = "3s"',
+        env={"NOTIFY_SOCKET": ear.address},
+        modules={"speaks": SPEAKS.format(version=1)},
+    )
+    with supervised.start():
+        supervised.ready()
+        ear.wait_for("READY=1")
+        good = supervised.config.read_text()
+        supervised.config.write_text(good.replace('grace = "3s"', 'grace = "4s"'))
+
+        done = supervised.command("reload", "--wait")
+
+        assert "nobody replaced" in done.stdout, done.stderr
+        assert ear.words() == ["RELOADING=1", "READY=1"]
+        assert supervised.stop() == 0
+
+
 def test_more_time_is_asked_for_while_the_application_is_imported(ear: Ear, tmp_path: Path) -> None:
     """Nothing else happens until then, and it may take as long as ready_timeout says."""
     gate = tmp_path / "gate"
