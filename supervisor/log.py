@@ -33,6 +33,7 @@ from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
+from supervisor.plain import harmless
 from supervisor.systemd import is_journal, prioritized
 
 # structlog imports rich where that is installed (40 ms and 6 MB in every process) to draw
@@ -151,8 +152,12 @@ def timestamp() -> str:
 
 def _console(*, colours: bool) -> list[Any]:
     def for_eyes(_logger: object, _method: str, fields: _Fields) -> _Fields:
-        """Show local time, no empty fields, and long texts as blocks below the line."""
-        shown = {key: value for key, value in fields.items() if value not in (None, "", [], {})}
+        """Show local time, no empty fields, long texts as blocks, nothing that steers a terminal."""
+        shown = {
+            key: harmless(value, lines=True) if isinstance(value, str) else value
+            for key, value in fields.items()
+            if value not in (None, "", [], {})
+        }
         shown.pop("time", None)
         for block, names in (("exception", ("traceback",)), ("stack", ("stacks", "stack"))):
             for name in names:
