@@ -9,11 +9,13 @@ from __future__ import annotations
 __all__ = ["clipped", "close_reports", "report"]
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from supervisor import protocol
+
+_T = TypeVar("_T")
 
 MAX_LEAKS = 50  # of a pool
 MAX_STACK = 20_000  # characters
@@ -30,10 +32,16 @@ def clipped(text: str, most: int) -> str:
 
 def report(claim: protocol.Report, pools: Collection[str]) -> protocol.Report:
     """Return a report of those pools only that the worker has."""
-    if claim.pools.keys() <= set(pools):
+    figures = claim.figures
+    if figures is not None and not figures.pools.keys() <= set(pools):
+        figures = msgspec.structs.replace(figures, pools=_known(figures.pools, pools))
+    if figures is claim.figures and claim.pools.keys() <= set(pools):
         return claim
-    known = {name: stats for name, stats in claim.pools.items() if name in pools}
-    return msgspec.structs.replace(claim, pools=known)
+    return msgspec.structs.replace(claim, pools=_known(claim.pools, pools), figures=figures)
+
+
+def _known(figures: dict[str, _T], pools: Collection[str]) -> dict[str, _T]:
+    return {name: each for name, each in figures.items() if name in pools}
 
 
 def close_reports(claim: protocol.Drained, pools: Collection[str]) -> dict[str, Any]:

@@ -308,14 +308,13 @@ class Supervisor:
             case protocol.Failed():
                 error = claims.clipped(message.error, MAX_ERROR)
                 traceback = claims.clipped(message.traceback, MAX_TRACEBACK)
-                self._handle(ev.WorkerFailed(worker, error, traceback, message.pool))
+                pool = message.pool if message.pool in self._pools_of(worker) else ""
+                self._handle(ev.WorkerFailed(worker, error, traceback, pool))
             case Flooded():
                 self._handle(ev.WorkerFailed(worker, message.why, ""))
                 self._handle(ev.WorkerLeaving(worker, message.why))  # a failure alone ends nothing
-            case protocol.Unreachable():
-                self._handle(ev.WorkerUnreachable(worker, message.pool, message.error))
-            case protocol.Reachable():
-                self._handle(ev.WorkerReachable(worker, message.pool))
+            case protocol.Unreachable() | protocol.Reachable():
+                self._pool_reaches(worker, message)
             case protocol.Drained():
                 self._drained(worker, message)
             case _:
@@ -355,6 +354,17 @@ class Supervisor:
             self._handle(ev.WorkerRegistered(worker))
             self._lending.registered(worker)
             self._tuning.registered(worker)
+
+    def _pool_reaches(
+        self, worker: str, message: protocol.Unreachable | protocol.Reachable
+    ) -> None:
+        if message.pool not in self._pools_of(worker):
+            return
+        if isinstance(message, protocol.Unreachable):
+            error = claims.clipped(message.error, MAX_ERROR)
+            self._handle(ev.WorkerUnreachable(worker, message.pool, error))
+        else:
+            self._handle(ev.WorkerReachable(worker, message.pool))
 
     def _drained(self, worker: str, drained: protocol.Drained) -> None:
         if not any(report.leaked for report in drained.reports.values()):

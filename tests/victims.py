@@ -456,6 +456,13 @@ def false_witness(worker: Worker) -> None:
         link.send(protocol.Failed("too late", ""))
 
 
+def false_debtor(worker: Worker) -> NoReturn:
+    """End badly, and lay it at the door of a pool that it never had."""
+    worker.ready()
+    _link_of(worker).send(protocol.Unreachable("nowhere", "forged"))
+    sys.exit(1)
+
+
 def _link_of(worker: Worker) -> Any:
     """Return what a worker talks to its supervisor by, which is hidden from honest code."""
     return next(found for found in gc.get_objects() if isinstance(found, Link))

@@ -130,6 +130,15 @@ def test_nothing_that_a_false_witness_says_is_believed(tmp_path):
         assert supervised.events("control.dropped", reason="stranger")
 
 
+def test_an_invented_pool_is_no_excuse(tmp_path):
+    """Who ends badly and names a pool that it was not given has crashed: that counts as a failure."""
+    config = group("debtor", "false_debtor", restart="never") + group("idle", "idle")
+    with Supervised(tmp_path, config) as supervised:
+        assert supervised.event("worker.exited", group="debtor")["cause"] == "crashed"
+        assert supervised.event("group.failed", group="debtor")["cause"] == "crashed"
+        supervised.stop()
+
+
 def test_a_child_that_writes_to_the_lifeline_for_ever_stalls_nobody(tmp_path):
     """The worker's end is told all the same, and its child is killed."""
     with Supervised(tmp_path, group("last", "scribbler")) as supervised:
