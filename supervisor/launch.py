@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONTROL_FD = 3  # where the template finds its socket
+# Nothing of what it imports is garbage: to look for some would take a tenth of its start.
+_MAIN = "import gc; gc.disable(); from workers.template import main; main()"
 MAX_FRAME = 1 << 20  # bytes of one message to or from a template
 # The limits that we were started with. A supervisor of many workers raises its own; theirs stay.
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -83,7 +85,7 @@ def launch_template() -> Template:
         pid = os.posix_spawn(
             sys.executable,
             # -P: the folder where the supervisor was started is not a place for modules.
-            [sys.executable, "-P", "-c", "from workers.template import main; main()"],
+            [sys.executable, "-P", "-c", _MAIN],
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

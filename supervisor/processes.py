@@ -148,6 +148,7 @@ class Processes:
         self._tainted: set[str] = set()  # entry points that templates must not import
         self._children: dict[str, _Child] = {}
         self._has_strangers = False  # there may be orphans to reap
+        self._has_adopted: bool | None = None  # as of this call of `reports`; None: not looked yet
         # Templates that have died: living workers may use what their imports had started.
         self._fallen: list[int] = []
         if spare is not None:
@@ -261,6 +262,7 @@ class Processes:
 
     def reports(self, now: float) -> Iterator[Report]:
         """Yield all that has happened to processes. Never blocks."""
+        self._has_adopted = None
         for fd, events in self._epoll.poll(0):
             handler = self._watched.get(fd)
             if handler is not None:
@@ -601,7 +603,11 @@ class Processes:
                 with contextlib.suppress(ProcessLookupError):
                     self._await_leftover(child, os.pidfd_open(pid), f"{name} (pid {pid})")
             _kill_group(child.pid)
-        if lineage.orphans(self._known_children()):
+        # One look does for all whose ends were told together: what they have left behind was
+        # adopted before their pidfds became readable.
+        if self._has_adopted is None:
+            self._has_adopted = lineage.orphans(self._known_children())
+        if self._has_adopted:
             for each in lineage.descendants([child.pid]):
                 _signal(each.pidfd, signal.SIGKILL)
                 self._await_leftover(child, each.pidfd, f"{each.name} (pid {each.pid})")

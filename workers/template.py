@@ -169,6 +169,8 @@ class _Template:
         os.environ.update(load.env)
         sys.path[:0] = [folder for folder in load.path if folder not in sys.path]
         runtime.preload(load.schemes)
+        gc.freeze()  # what is the same for every application need not be looked through
+        gc.enable()
         for entry_point in load.entry_points:
             # What does not import here, each worker finds out and reports with its traceback.
             with contextlib.suppress(BaseException):
