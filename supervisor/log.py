@@ -20,6 +20,7 @@ __all__ = [
     "write",
 ]
 
+import importlib
 import logging
 import os
 import select
@@ -31,19 +32,37 @@ import time
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import Any
 
 from supervisor.plain import harmless
 from supervisor.systemd import is_journal, prioritized
 
-# structlog imports rich where that is installed (40 ms and 6 MB in every process) to draw
-# tracebacks, which are written plainly here.
-_without_rich = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+
+class _Later(ModuleType):
+    """Stands in for a module until something of it is wanted."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+# Not in every process: structlog imports asyncio for loggers that are awaited (7 MB, and a third of
+# the supervisor's start), and rich, where that is installed, to draw tracebacks, which are written
+# plainly here.
+_stand_ins: dict[str, Any] = {
+    name: module
+    for name, module in {"asyncio": _Later("asyncio"), "rich": None}.items()
+    if name not in sys.modules
+}
+sys.modules.update(_stand_ins)
 try:
     import structlog
 finally:
-    if _without_rich is None:
-        del sys.modules["rich"]
+    for _name, _module in _stand_ins.items():
+        if sys.modules.get(_name) is _module:
+            del sys.modules[_name]
 
 # What is kept while nobody reads. Later lines are counted only: the first ones tell what has begun.
 MAX_KEPT = 1 << 20  # bytes

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 __all__ = ["live", "preload"]
 
-import asyncio
 import atexit
 import contextlib
 import faulthandler
@@ -93,6 +92,12 @@ def preload(schemes: Iterable[str]) -> None:
     for scheme in schemes:
         with contextlib.suppress(Exception):  # each worker reports a missing driver itself
             drivers.from_url(f"{scheme}:///", None)
+
+
+def preload_entry(entry_point: str) -> None:
+    """Import a worker's module, and what its kind of entry needs. Raises what the module raises."""
+    if inspect.iscoroutinefunction(_resolve(entry_point)):
+        importlib.import_module("asyncio")
 
 
 def prepare() -> None:
@@ -366,6 +371,8 @@ class _Runtime:
             app = self._assignment.app
             entry = self._server_of(app) if app else _resolve(self._assignment.run)
             if inspect.iscoroutinefunction(entry):
+                import asyncio  # imported already, see `preload_entry`: who is not async has none
+
                 asyncio.run(entry(self._worker))
             else:
                 entry(self._worker)

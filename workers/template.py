@@ -23,7 +23,6 @@ __all__ = ["main"]
 
 import contextlib
 import gc
-import importlib
 import os
 import resource
 import select
@@ -174,7 +173,7 @@ class _Template:
         for entry_point in load.entry_points:
             # What does not import here, each worker finds out and reports with its traceback.
             with contextlib.suppress(BaseException):
-                importlib.import_module(entry_point.partition(":")[0])
+                runtime.preload_entry(entry_point)
             found = _unforkable(self._control.fileno())
             if found:
                 self._tell(Unloadable(entry_point, found))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +233,38 @@ def test_a_template_that_dies_idle_is_replaced_at_once(tmp_path):
         assert len(supervised.worker_pids()) == 2
         assert supervised.stop() == 0
     assert not supervised.events("worker.not_spawned")
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [
+        ("import supervisor.cli, supervisor.loop, supervisor.config, workers.template", "False"),
+        ("from workers import runtime; runtime.preload_entry('entries:plain')", "False"),
+        ("from workers import runtime; runtime.preload_entry('entries:awaited')", "True"),
+    ],
+)
+def test_asyncio_is_only_imported_for_who_is_async(tmp_path, program, printed):
+    """It is 7 MB. Who has `async def run` has it from the template, who has not does without."""
+    (tmp_path / "entries.py").write_text(
+        "def plain(worker): ...\nasync def awaited(worker): ...\n", encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; import sys; print('asyncio' in sys.modules)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == printed
+
+
+def test_a_logger_can_be_awaited():
+    """structlog's own loggers find asyncio although it was not imported along with them."""
+    program = (
+        "from supervisor import log; log.configure('json', 'info'); import asyncio\n"
+        "asyncio.run(log.get_logger().ainfo('awaited', line=1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stderr)["event"] == "awaited"
