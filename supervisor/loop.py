@@ -13,13 +13,13 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import zmq
 
-from supervisor import claims, log, protocol
+from supervisor import claims, log, protocol, requests
 from supervisor.assignments import (
     allowances_wanted,
     assignment,
@@ -28,8 +28,7 @@ from supervisor.assignments import (
     recipe,
     terminable,
 )
-from supervisor.config import Settings, compared, load
-from supervisor.config.values import LONGEST
+from supervisor.config import Settings, compared
 from supervisor.control import Control, Flooded, RuntimeDir
 from supervisor.core import actions as ac
 from supervisor.core import events as ev
@@ -37,7 +36,9 @@ from supervisor.core.fleet import Fleet, Phase, WorkerSnapshot
 from supervisor.core.worker import SUSPECT_STACKS_DUE
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.examination import Examination, Examinations, dump
-from supervisor.journal import CAPACITY, Journal
+from supervisor.followers import Followers
+from supervisor.generations import Generations
+from supervisor.journal import Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
 from supervisor.memory import OomCounter
@@ -51,22 +52,18 @@ from supervisor.processes import (
 )
 from supervisor.signals import Signals
 from supervisor.sockets import PATIENCE, Sockets
-from supervisor.sources import Sources
-from supervisor.status import Answer, Reports, group_status, rss, worker_status
+from supervisor.status import Answer, Reports, fleet_status, rss
 from supervisor.tuning import Tuning
 
 if TYPE_CHECKING:
     from supervisor.monitoring import Monitoring
     from supervisor.spokesman import Spokesman
 
-FOLLOWERS_BATCH = 500  # events
 MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
 MONITORING_DESCRIPTORS = 136  # as many connections as `http` allows, and its own
 LONGEST_WAIT = 3600.0  # seconds of one poll
-MAX_COUNT = 10_000  # workers of a group, as in the configuration
 MAX_ERROR = 2_500  # characters; a worker's own runtime keeps to less
 MAX_TRACEBACK = 120_000
-MAX_READING = 1000  # followers that may be behind at the end; who left without a word is among them
 
 _LEVELS = {
     "worker.killed": "error",
@@ -111,11 +108,7 @@ class Supervisor:
         on_finish: Callable[[ac.Finish], None],
         spokesman: Spokesman | None = None,
     ) -> None:
-        self._source = settings.source
-        self._generations = {1: settings}
-        self._sources = {1: Sources(settings.supervisor.path)}
-        self._in_force = 1
-        self._last_generation = 1
+        self._generations = Generations(settings)
         self._on_ready = on_ready
         self._on_finish = on_finish
         self._spokesman = spokesman
@@ -156,8 +149,7 @@ class Supervisor:
             self._control.to_worker,
         )
         self._asking: list[Answer] = []  # who wants a status
-        self._followers: dict[bytes, int] = {}  # who waits for events after which number
-        self._reading: dict[bytes, int] = {}  # who has been sent events up to which number
+        self._followers = Followers(self._journal, self._control.to_client)
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
         self._stop_signals: set[signal.Signals] = set()
         self._finish: ac.Finish | None = None
@@ -165,7 +157,7 @@ class Supervisor:
     @property
     def _settings(self) -> Settings:
         """The configuration in force."""
-        return self._generations[self._in_force]
+        return self._generations.settings
 
     def run(self) -> int:
         """Run until every worker is accounted for; return the exit code."""
@@ -247,7 +239,7 @@ class Supervisor:
             self._announce(done)
         self._answer_inquiries(time.monotonic())
         self._tell_manager()  # before those who wait for the end of a reload hear of it
-        self._feed_followers()
+        self._followers.feed()
 
     def _tell_manager(self) -> None:
         if self._spokesman is not None:
@@ -442,16 +434,12 @@ class Supervisor:
             case protocol.GetStatus():
                 self._ask(lambda status: self._control.to_client(client, protocol.Answer(status)))
             case protocol.FetchEvents():
-                if request.follow:
-                    self._reading.pop(client, None)
-                    self._followers[client] = request.after
-                else:
-                    limit = max(1, min(request.limit, FOLLOWERS_BATCH))
-                    batch = self._journal.after(request.after, limit)
-                    self._control.to_client(client, batch)
-            case protocol.Stop() if not _is_grace(request.grace):
-                self._refuse(client, f"a grace of {request.grace} s cannot be meant")
+                self._followers.asked(client, request)
             case protocol.Stop():
+                refusal = requests.stop_refusal(request)
+                if refusal:
+                    self._refuse(client, refusal)
+                    return
                 if request.now:
                     self._handle(ev.StopNowRequested("supervisor stop --now"))
                 else:
@@ -470,13 +458,9 @@ class Supervisor:
                 assert_never(request)
 
     def _restart(self, client: bytes, target: str) -> None:
-        fleet = self._fleet.snapshot()
-        known = {group.name for group in fleet.groups} | {worker.id for worker in fleet.workers}
-        if target not in known:
-            self._refuse(client, f"there is no group or worker named {target!r}")
-            return
-        if target in self._settings.groups and self._settings.groups[target].before:
-            self._refuse(client, f"{target} runs once, before the others; a reload runs it again")
+        refusal = requests.restart_refusal(target, self._fleet.snapshot(), self._settings)
+        if refusal:
+            self._refuse(client, refusal)
             return
         self._control.to_client(client, protocol.Accepted(self._journal.last))
         self._handle(ev.RestartRequested(target))
@@ -484,23 +468,14 @@ class Supervisor:
     def _dump_one(self, client: bytes, name: str) -> None:
         worker = self._fleet.worker_of(name)
         if worker is None:
-            fleet = self._fleet.snapshot()
-            workers = [each.id for each in fleet.workers if each.group == name]
-            hint = f"; {name!r} is a group: name one of {', '.join(workers)}" if workers else ""
-            self._refuse(client, f"there is no worker named {name!r}{hint}")
+            self._refuse(client, requests.unknown_worker(name, self._fleet.snapshot()))
             return
         self._dump(worker, lambda found: self._control.to_client(client, protocol.Answer(found)))
 
     def _scale(self, client: bytes, request: protocol.Scale) -> None:
-        if request.group not in {group.name for group in self._fleet.snapshot().groups}:
-            self._refuse(client, f"there is no group named {request.group!r}")
-            return
-        group = self._settings.groups.get(request.group)
-        if group is not None and group.before:
-            self._refuse(client, f"{request.group} runs once, before the others")
-            return
-        if not 0 <= request.count <= MAX_COUNT:
-            self._refuse(client, f"a group has 0 to {MAX_COUNT} workers")
+        refusal = requests.scale_refusal(request, self._fleet.snapshot(), self._settings)
+        if refusal:
+            self._refuse(client, refusal)
             return
         counts = {**self._counts, request.group: request.count}
         try:
@@ -520,16 +495,6 @@ class Supervisor:
         """Answer a request that names what does not exist, or means nothing."""
         self._control.to_client(client, protocol.Refused(error, UsageError.exit_code))
 
-    def _feed_followers(self) -> None:
-        for client, after in list(self._followers.items()):
-            if self._journal.last > after:
-                del self._followers[client]
-                batch = self._journal.after(after, FOLLOWERS_BATCH)
-                if self._control.to_client(client, batch):
-                    self._reading[client] = batch.last
-        while len(self._reading) > MAX_READING:
-            del self._reading[next(iter(self._reading))]
-
     # --- reload ----------------------------------------------------------------------------------
 
     def _reload(self) -> protocol.Accepted | protocol.Refused:
@@ -540,33 +505,29 @@ class Supervisor:
             changes = compared(self._settings, settings)
             reason = ", ".join(changes.others)
             if changes.are_live and self._fleet.takes_settings:
-                reason = self._doubt_about_code()
+                folders = self._processes.folders(self._generations.in_force)
+                reason = self._generations.doubt_about_code(folders)
                 if not reason:
                     self._apply(settings, changes.live)
-                    return protocol.Accepted(after, self._in_force, is_live=True)
-            self._say_where(self._sockets.open(self._last_generation + 1, settings))
+                    return protocol.Accepted(after, self._generations.in_force, is_live=True)
+            self._say_where(self._sockets.open(self._generations.last + 1, settings))
         except ConfigError as exc:
             self._announce(ac.Announce("reload.rejected", {"reason": str(exc)}))
             return protocol.Refused(str(exc))
         self._roll_to(settings, reason)
-        return protocol.Accepted(after, self._last_generation)
-
-    def _doubt_about_code(self) -> str:
-        """Return why the code on disk may be another one than runs; "" when it is the same."""
-        folders = self._processes.folders(self._in_force)
-        if folders is None:
-            return "workers import code that their template does not know"
-        return self._sources[self._in_force].doubt(folders)
+        return protocol.Accepted(after, self._generations.last)
 
     def _apply(self, settings: Settings, applied: tuple[str, ...]) -> None:
         """Put other settings in force for those who run, and for those to come."""
-        before, self._generations[self._in_force] = self._settings, settings
+        before = self._generations.replace(settings)
         now = time.monotonic()
         self._tell_what_has_changed(before)
         self._processes.change_grace(settings.supervisor.grace)
-        self._be_patient(*self._generations.values())
+        self._be_patient(*self._generations.all())
         self._notes.changed(settings.supervisor.grace, budgeted(settings, settings.pools))
-        self._tuning.begin(settings, self._in_force, applied, self._fleet.snapshot().workers, now)
+        self._tuning.begin(
+            settings, self._generations.in_force, applied, self._fleet.snapshot().workers, now
+        )
         self._lending.bound({name: pool.max_open for name, pool in settings.pools.items()})
         self._rebudget()
         self._handle(
@@ -577,15 +538,13 @@ class Supervisor:
 
     def _roll_to(self, settings: Settings, reason: str) -> None:
         """Begin the roll to a new generation."""
-        self._last_generation += 1
-        self._generations[self._last_generation] = settings
-        self._sources[self._last_generation] = Sources(settings.supervisor.path)
-        self._be_patient(*self._generations.values())
+        self._generations.add(settings)
+        self._be_patient(*self._generations.all())
         self._open_to_users(settings)
         self._rebudget()
         self._handle(
             ev.ReloadRequested(
-                self._last_generation,
+                self._generations.last,
                 group_specs(settings),
                 settings.supervisor.grace,
                 settings.supervisor.abort_margin,
@@ -600,35 +559,16 @@ class Supervisor:
             ConfigError: it is wrong, or changes what only a new supervisor can take.
         """
         if self._fleet.phase in (Phase.STOPPING, Phase.STOPPED):
-            raise ConfigError(self._source, [Problem("", "the supervisor is stopping")])
+            raise self._generations.refused(Problem("", "the supervisor is stopping"))
         if self._spokesman is not None:
             self._spokesman.reload_begins(time.monotonic())
-        from supervisor.imports import check_entry_points
-
-        before = self._settings.supervisor
-        known = tuple(self._generations.values())
-        settings = load(self._source, env=os.environ, uid=os.geteuid())
-        problems = check_entry_points(settings)
-        problems += [
-            settings.problem(
-                ("supervisor", key), "is for the whole life of a supervisor: restart it"
-            )
-            for key in ("name", "runtime_dir", "listen")
-            if getattr(settings.supervisor, key) != getattr(before, key)
-        ]
-        problems += [
-            settings.problem(
-                ("workers", name, "before"), "cannot change in a reload: give it another name"
-            )
-            for name, group in settings.groups.items()
-            if any(name in s.groups and s.groups[name].before != group.before for s in known)
-        ]
+        settings, problems = self._generations.reread()
         try:
             self._reserve(settings, {})
         except SpawnError as exc:
             problems.append(settings.problem(("workers",), str(exc)))
         if problems:
-            raise ConfigError(self._source, problems)
+            raise self._generations.refused(*problems)
         return settings
 
     def _be_patient(self, *generations: Settings) -> None:
@@ -651,7 +591,7 @@ class Supervisor:
     def _take_force(self) -> None:
         """Let the configuration of the fleet's generation be in force."""
         before = self._settings
-        self._in_force = self._fleet.snapshot().generation
+        self._generations.in_force = self._fleet.snapshot().generation
         if self._settings is not before:
             self._tell_what_has_changed(before)
 
@@ -674,19 +614,14 @@ class Supervisor:
         """Let go of a generation that no worker will be spawned from any more."""
         self._processes.retire(generation)
         self._sockets.retire(generation)
-        del self._generations[generation], self._sources[generation]
+        self._generations.retire(generation)
         self._rebudget()
 
     # --- budgets ---------------------------------------------------------------------------------
 
     def _rebudget(self) -> None:
         """Have each budget do for all generations that there are."""
-        terms = self._settings.budget_terms(self._counts)
-        for settings in self._generations.values():
-            for pool, others in settings.budget_terms().items():
-                if settings is not self._settings:
-                    terms[pool] = terms[pool].joined(others) if pool in terms else others
-        self._lending.change(terms)
+        self._lending.change(self._generations.budget_terms(self._counts))
 
     def _note(self, birth: ev.WorkerBorn) -> None:
         """Write down what a worker may have, for who comes after us should we be killed."""
@@ -741,25 +676,12 @@ class Supervisor:
             answer(status)
 
     def _status(self, now: float) -> dict[str, Any]:
-        fleet = self._fleet.snapshot()
         granted = self._lending.granted()
         opened = self._reports.open_connections(self._lending.terms())
         return {
             "name": self._settings.supervisor.name,
             "pid": os.getpid(),
-            "state": fleet.state,
-            "generation": fleet.generation,
-            "started": self._started,
-            "deadline_in_seconds": (
-                None if fleet.deadline is None else round(fleet.deadline - now, 3)
-            ),
-            "outstanding": list(fleet.outstanding) if fleet.deadline is not None else [],
-            "groups": {group.name: group_status(group, now) for group in fleet.groups},
-            "workers": [
-                worker_status(worker, self._reports.last(worker.id), now)
-                for worker in fleet.workers
-            ],
-            "roll": None if fleet.roll is None else asdict(fleet.roll),
+            **fleet_status(self._fleet.snapshot(), self._reports, self._started, now),
             "budgets": {
                 pool: {"budget": terms.budget, "granted": granted[pool], "open": opened[pool]}
                 for pool, terms in self._lending.terms().items()
@@ -908,10 +830,7 @@ class Supervisor:
             self._client_request(client, request)
         self._inquire()
         self._answer_inquiries(time.monotonic())
-        # Whoever is still busy with its last batch finds the rest when it comes back for more.
-        self._journal.ended = True
-        for client, after in (self._reading | self._followers).items():
-            self._control.to_client(client, self._journal.after(after, CAPACITY))
+        self._followers.close()
         if self._monitoring is not None:
             self._monitoring.close()
         self._on_finish(self._finish)
@@ -922,10 +841,6 @@ class Supervisor:
         self._notes.close()
         self._orphans.close()
         self._runtime_dir.release()
-
-
-def _is_grace(grace: float | None) -> bool:
-    return grace is None or 0.0 <= grace <= LONGEST
 
 
 def _most_workers(settings: Settings, counts: Mapping[str, int]) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Reports", "group_status", "rss", "worker_status"]
+__all__ = ["Answer", "Reports", "fleet_status", "rss"]
 
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from supervisor import protocol
-from supervisor.core.fleet import GroupSnapshot, WorkerSnapshot
+from supervisor.core.fleet import FleetSnapshot, GroupSnapshot, WorkerSnapshot
 
 # Workers answer an inquiry from their link's thread, in a millisecond; one that holds the
 # interpreter lock is shown with what it said last.
@@ -90,8 +90,25 @@ class Reports:
         return opened
 
 
-def group_status(group: GroupSnapshot, now: float) -> dict[str, Any]:
-    """Return one group as `status --json` shows it."""
+def fleet_status(
+    fleet: FleetSnapshot, reports: Reports, started: str, now: float
+) -> dict[str, Any]:
+    """Return the fleet as `status --json` shows it; `started` is when its supervisor was."""
+    return {
+        "state": fleet.state,
+        "generation": fleet.generation,
+        "started": started,
+        "deadline_in_seconds": None if fleet.deadline is None else round(fleet.deadline - now, 3),
+        "outstanding": list(fleet.outstanding) if fleet.deadline is not None else [],
+        "groups": {group.name: _group_status(group, now) for group in fleet.groups},
+        "workers": [
+            _worker_status(worker, reports.last(worker.id), now) for worker in fleet.workers
+        ],
+        "roll": None if fleet.roll is None else asdict(fleet.roll),
+    }
+
+
+def _group_status(group: GroupSnapshot, now: float) -> dict[str, Any]:
     next_restart, outage = group.next_restart, group.waiting_for
     return {
         "count": group.count,
@@ -107,10 +124,9 @@ def group_status(group: GroupSnapshot, now: float) -> dict[str, Any]:
     }
 
 
-def worker_status(
+def _worker_status(
     worker: WorkerSnapshot, report: protocol.Report | None, now: float
 ) -> dict[str, Any]:
-    """Return one worker as `status --json` shows it."""
     return {
         "id": worker.id,
         "group": worker.group,
