@@ -82,13 +82,18 @@ class AsyncPool(Shell):
             async with pool.acquire(ctx) as conn:
                 await conn.execute("select 1")
 
-    The connection is the driver's own (psycopg's AsyncConnection, a client of redis.asyncio). It
-    belongs to the event loop that it is first used in, and every method is called there, but
-    `stats`, which any thread may call. The contexts that it is given may end in any thread.
+    The connection is the driver's own (psycopg's AsyncConnection, a client of redis.asyncio,
+    aiosqlite's Connection). It belongs to the event loop that it is first used in, and every method
+    is called there, but `stats`, `histograms` and `holders`, which any thread may call. The contexts
+    that it is given may end in any thread.
 
     Attributes:
         on_leak: Told of each loan that passes `leak_threshold`, once, in the event loop; it must be
             quick. It may be set at any time; without it, and without a listener, the log is told.
+        on_crowded: Called, in the event loop, for each task that has to wait because `max_open` is
+            reached, before it waits; it must not block.
+        on_outage: Called, in the event loop, with the driver's error when it cannot connect for a
+            reason that may pass, and with None when it can again; it must not block.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class AsyncPool(Shell):
         listener: Listener | None = None,
         **settings: Unpack[Options],
     ) -> Self:
-        """Make a pool for `postgresql://…`, `redis://…`, `rediss://…` or `unix://…` (Redis).
+        """Make a pool for `sqlite:///…`, `postgresql://…`, `redis://…`, `rediss://…` or `unix://…`.
 
         Args:
             url: No part of it but its scheme is ever in an error, an event or a repr.
@@ -141,7 +146,7 @@ class AsyncPool(Shell):
 
         Raises:
             ValueError: the URL or a setting cannot be meant, or the driver for it can only block
-                (SQLite, MySQL).
+                (MySQL).
             MissingDriverError: the driver is not installed; it says what brings it.
         """
         connect, driver = drivers.from_url(url, application_name)
@@ -335,6 +340,8 @@ class AsyncPool(Shell):
                 actions = self._state.ask(request, started)
             else:
                 actions = self._state.second_look(slot, request, started)
+            if self.on_crowded is not None and not request.done and self._state.crowded:
+                self.on_crowded()
             self._run(actions)
             self._attend()
             slot = await self._await_slot(request, ctx)
@@ -453,6 +460,7 @@ class AsyncPool(Shell):
         loan: _Loan | None = slot.loan
         if loan is not None:
             loan.end()
+            self._knows.bind(slot.conn, None)
         if self._listener is not None and slot.state is _LENT:
             self._emit("ConnectionCheckedIn", connection=slot.number)
         try:
@@ -500,6 +508,7 @@ class AsyncPool(Shell):
     def _begin_loan(self, slot: Slot, ctx: ContextLike) -> None:
         """Have the statements of this loan cancelled when the context ends."""
         loan = slot.loan = _Loan()
+        self._knows.bind(slot.conn, ctx)
         if self._knows.cancels:
             loan.stop = ctx.on_done(lambda: self._soon(self._start_cancel, slot, loan))
 
@@ -633,6 +642,7 @@ class AsyncPool(Shell):
         except BaseException as exc:
             return await self._fail_dial(slot, conn, exc)
         now = monotonic()
+        self._tell_outage(None)
         if self._listener is not None:
             seconds = now - slot.born_at
             self._emit("ConnectionReady", connection=slot.number, seconds=seconds)
@@ -648,6 +658,8 @@ class AsyncPool(Shell):
         actions = self._state.dial_failed(slot, exc, monotonic(), draw(), final=final)
         if interrupted:
             self._run(actions)
+        elif not (final or self._knows.is_momentary(exc)):
+            self._tell_outage(exc)
         if conn is not None:
             with suppress(Exception):
                 await self._driver.close(conn)
@@ -828,6 +840,10 @@ class AsyncPool(Shell):
                 slot.loan.end()
             leaks.append(words.leak_of(loan, outcome))
         return leaks
+
+    def owns(self, task: asyncio.Task[Any]) -> bool:
+        """Whether this is a task of the pool's own, which ends by itself or with `close`."""
+        return task in self._tasks
 
     async def __aenter__(self) -> Self:
         self._enter_loop()

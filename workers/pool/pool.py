@@ -91,10 +91,6 @@ class Pool(Shell):
             and with None when it can again, by the thread that dials; it must not block.
     """
 
-    on_crowded: Callable[[], object] | None = None
-    on_outage: Callable[[BaseException | None], object] | None = None
-    _is_out = False  # as `on_outage` was told
-
     def __init__(
         self,
         connect: Callable[[], Any],
@@ -649,13 +645,6 @@ class Pool(Shell):
             self._emit("ConnectionReady", connection=slot.number, seconds=seconds)
         with self._lock:
             return self._state.dialled(slot, conn, now, draw())
-
-    def _tell_outage(self, error: BaseException | None) -> None:
-        """Tell when what a dial shows is news. Two dials may cross: the next one sets it right."""
-        is_out = error is not None
-        if is_out is not self._is_out and self.on_outage is not None:
-            self._is_out = is_out
-            self.on_outage(error)
 
     def _learn(self, thing: object) -> None:
         """Find out from the first connection or error which driver `connect` belongs to."""

@@ -109,6 +109,9 @@ class Shell:
     """A pool, but for how it waits."""
 
     on_leak: Callable[[Leak], object] | None = None
+    on_crowded: Callable[[], object] | None = None
+    on_outage: Callable[[BaseException | None], object] | None = None
+    _is_out = False  # as `on_outage` was told
 
     name: str
     _state: PoolState
@@ -169,7 +172,9 @@ class Shell:
         now = monotonic()
         with self._lock:
             loans = [
-                borrowed(slot, now) for slot in self._state.slots if slot.state is SlotState.LENT
+                borrowed(slot, now)
+                for slot in self._state.slots.copy()  # asyncio's shell has no lock, and any thread asks
+                if slot.state is SlotState.LENT
             ]
         return sorted(loans, key=lambda loan: -loan.held)
 
@@ -212,6 +217,13 @@ class Shell:
             dial_error=self._state.last_dial_error,
             kind=kind,
         )
+
+    def _tell_outage(self, error: BaseException | None) -> None:
+        """Tell when what a dial shows is news. Two dials may cross: the next one sets it right."""
+        is_out = error is not None
+        if is_out is not self._is_out and self.on_outage is not None:
+            self._is_out = is_out
+            self.on_outage(error)
 
     def _report_leak(self, loan: Overdue) -> None:
         slot = loan.slot

@@ -756,12 +756,12 @@ class PoolState:
     # -- figures
 
     def stats(self) -> PoolStats:
-        """Return a snapshot."""
+        """Return a snapshot. Without a lock it may be of two moments, and no figure below zero."""
         idle = len(self.idle)
         return PoolStats(
             max_open=self.settings.max_open,
             open=len(self.slots),
-            in_use=len(self.slots) - idle - self._dialling - self._closing_slots,
+            in_use=max(0, len(self.slots) - idle - self._dialling - self._closing_slots),
             idle=idle,
             waiting=len(self.waiting),
             wait_count=self.wait_count,
@@ -780,7 +780,7 @@ class PoolState:
         uses[0] += self._fast_uses
         waits = self._waits.copy()
         # Who did not wait is not counted on the hot path: it is everybody else who got one.
-        lent = sum(1 for slot in self.slots if slot.state is _LENT)
+        lent = sum(1 for slot in self.slots.copy() if slot.state is _LENT)
         waits[0] += max(0, sum(uses) + lent - sum(waits))
         return {
             "wait": Histogram(BOUNDS, tuple(waits), self._waited),

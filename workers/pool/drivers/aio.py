@@ -1,12 +1,12 @@
 """The drivers for asyncio: what they know is the thread drivers', what they do awaits.
 
-Not for SQLite and MySQL: sqlite3 and PyMySQL block, and a pool that hides threads behind `await`
-would promise a cancel that it cannot keep. `asyncio.to_thread` with a `Pool` is honest there.
+Not for MySQL: PyMySQL blocks, and a pool that hides threads behind `await` would promise a cancel
+that it cannot keep. `asyncio.to_thread` with a `Pool` is honest there.
 """
 
 from __future__ import annotations
 
-__all__ = ["AsyncDriver", "driver_of", "from_url"]
+__all__ = ["AsyncDriver", "driver_of", "from_url", "module_of"]
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -22,6 +22,7 @@ Connect: TypeAlias = Callable[[], Awaitable[Any]]
 _DRIVERS = {
     "postgresql": ("postgresql_aio", "AsyncPostgreSQLDriver"),
     "redis": ("redis_aio", "AsyncRedisDriver"),
+    "sqlite": ("sqlite_aio", "AsyncSQLiteDriver"),
 }
 # The first parts of the modules that a connection's class comes from.
 _PACKAGES = {"psycopg": "postgresql", "redis.asyncio": "redis"}
@@ -79,7 +80,13 @@ async def settle(outcome: Any) -> Any:
 
 
 def from_url(url: str, application_name: str | None) -> tuple[Connect, AsyncDriver]:
-    """Return what dials and the driver, for a URL.
+    """Return what dials and the driver, for a URL; raises what `module_of` raises."""
+    dialler: tuple[Connect, AsyncDriver] = module_of(url).from_url(url, application_name)
+    return dialler
+
+
+def module_of(url: str) -> Any:
+    """Return the module of the driver for a URL, of which no more than the scheme is read.
 
     Raises:
         ValueError: there is no such driver for asyncio. The message shows the scheme only.
@@ -93,9 +100,7 @@ def from_url(url: str, application_name: str | None) -> tuple[Connect, AsyncDriv
             "connections by asyncio.to_thread; or AsyncPool(connect) with a connect of your own"
         )
     import_module(f"workers.pool.drivers.{kind}")  # it says what is missing
-    module = import_module(f"workers.pool.drivers.{found[0]}")
-    dialler: tuple[Connect, AsyncDriver] = module.from_url(url, application_name)
-    return dialler
+    return import_module(f"workers.pool.drivers.{found[0]}")
 
 
 def driver_of(thing: object) -> AsyncDriver | None:
