@@ -169,6 +169,7 @@ def _pool(settings: Settings, name: str, first: Tell | None) -> protocol.PoolSet
     pool = settings.pools[name]
     return protocol.PoolSettings(
         url=pool.url,
+        blocking=pool.blocking,
         **_limits(pool),
         allowance=None if first is None else first.allowance,
         serial=0 if first is None else first.serial,

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from supervisor.commands import missing_program
 from supervisor.config import GroupSettings, Settings
@@ -154,15 +154,37 @@ def check_imports(settings: Settings, *, timeout: float) -> list[Problem]:
         SpawnError: the operating system refuses a process.
     """
     problems = []
+    path = settings.supervisor.path
     for group in settings.groups.values():
-        fault = "" if group.command else _try_import(group, settings.supervisor.path, timeout)
+        fault = ""
+        if not group.command:
+            fault = _try_import(group, _wanted(settings, group), path, timeout)
         if fault:
             problems.append(settings.problem(("workers", group.name, _key(group)), fault))
     return problems
 
 
-def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> str:
-    """Return why the entry point does not import; "" when it does."""
+class _Wanted(NamedTuple):
+    """What has to go with an entry point.
+
+    `interface` is None for a `run`; of an application, what it is said to be, or "". `pools` are those
+    that are not to block: the schemes of their URLs, by name.
+    """
+
+    interface: str | None
+    pools: dict[str, str]
+
+
+def _wanted(settings: Settings, group: GroupSettings) -> _Wanted:
+    pools = settings.pools_of(group.name)
+    return _Wanted(
+        group.options.get("interface", "") if group.app else None,
+        {name: pool.url.partition(":")[0] for name, pool in pools.items() if not pool.blocking},
+    )
+
+
+def _try_import(group: GroupSettings, wanted: _Wanted, path: Sequence[str], timeout: float) -> str:
+    """Return why the entry point does not import, or cannot have these pools; "" when all is well."""
     import multiprocess
 
     run = _entry_point(group)
@@ -170,7 +192,8 @@ def _try_import(group: GroupSettings, path: Sequence[str], timeout: float) -> st
     deadline = time.monotonic() + timeout
     answers, answer = context.Pipe(duplex=False)
     process = context.Process(
-        target=_answer, args=(answer, run, tuple(path), group.env, group.identity)
+        target=_answer,
+        args=(answer, (run, wanted), tuple(path), group.env, group.identity),
     )
     with answers:
         try:
@@ -231,12 +254,13 @@ def _kill(process: Any) -> int:
 
 def _answer(
     answer: Any,
-    run: str,
+    what: tuple[str, _Wanted],
     path: Sequence[str],
     env: Mapping[str, str],
     identity: Identity | None,
 ) -> None:
-    """Import `run`, in the child, and say what came of it: "" for nothing to complain of."""
+    """Import an entry point, in the child, and say what came of it: "" for nothing to complain of."""
+    run, wanted = what
     os.setpgid(0, 0)
     if identity is not None:
         from supervisor.privileges import become
@@ -245,7 +269,7 @@ def _answer(
     os.environ.update(env)
     sys.path[:0] = [folder for folder in path if folder not in sys.path]
     try:
-        told = _fault(run)
+        told = _fault(run, wanted)
     except BaseException as exc:  # whatever user code raises is the answer
         told = f'importing "{run.partition(":")[0]}" failed: {_described(exc, path)}'
     for stream in (sys.stdout, sys.stderr):
@@ -254,7 +278,7 @@ def _answer(
     answer.send_bytes(json.dumps(told).encode())
 
 
-def _fault(run: str) -> str:
+def _fault(run: str, wanted: _Wanted) -> str:
     module, _, names = run.partition(":")
     found: Any = importlib.import_module(module)
     where = f'module "{module}"'
@@ -263,9 +287,10 @@ def _fault(run: str) -> str:
             return f'{where} has no "{name}"{did_you_mean(name, dir(found))}'
         found = getattr(found, name)
         where = f'"{name}"'
-    return (
-        "" if callable(found) else f'"{run}" cannot be called: it is of type {type(found).__name__}'
-    )
+    if not callable(found):
+        return f'"{run}" cannot be called: it is of type {type(found).__name__}'
+    # By its name, as everything that runs in a worker.
+    return str(importlib.import_module("workers.entry").check(found, *wanted))
 
 
 def _described(exc: BaseException, path: Sequence[str]) -> str:

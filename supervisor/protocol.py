@@ -134,10 +134,12 @@ class PoolLimits(msgspec.Struct, frozen=True, kw_only=True):
 class PoolSettings(PoolLimits, frozen=True, kw_only=True):
     """The settings of one pool as configured.
 
-    `allowance` is the first one, told with `serial`; None: the pool has no budget.
+    `allowance` is the first one, told with `serial`; None: the pool has no budget. A `blocking` pool is
+    one for threads also where the worker runs in asyncio.
     """
 
     url: str
+    blocking: bool = False
     allowance: int | None = None
     serial: int = 0
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from supervisor.protocol import Examined, JobInFlight, Loan, Task
-from workers.pool import Pool
+from workers.pool.shell import Shell
 from workers.pool.stacks import where_is
 from workers.worker import Ledger
 
@@ -36,7 +36,7 @@ def without_secrets(text: str) -> str:
     return _FIELD.sub(r"\1\2***", _LOGIN.sub(r"\1:***@", text))
 
 
-def examine(number: int, jobs: Ledger, pools: Mapping[str, Pool]) -> Examined:
+def examine(number: int, jobs: Ledger, pools: Mapping[str, Shell]) -> Examined:
     """Return what is in hand. A part that cannot be had is missing, and it says why."""
     missing: dict[str, str] = {}
 
@@ -82,7 +82,7 @@ def _jobs(ledger: Ledger) -> Iterator[JobInFlight]:
         )
 
 
-def _loans(pools: Mapping[str, Pool]) -> Iterator[Loan]:
+def _loans(pools: Mapping[str, Shell]) -> Iterator[Loan]:
     for name, pool in list(pools.items()):
         for holder in pool.holders():
             yield Loan(

@@ -17,11 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from supervisor.protocol import Allowance, PoolLimits, PoolSettings, Usage
 from workers.context import Context
-from workers.pool import Pool
+from workers.pool.shell import Shell
 
 # Seconds between two looks at a pool that is short: the most often that it speaks up.
 PAUSE = 0.05
@@ -37,6 +37,7 @@ OWED_AT_MOST = 0.2  # however long that takes
 LET_GO = 0.1
 
 Call = Callable[[], object]
+_P = TypeVar("_P", bound=Shell)
 
 
 @dataclass(slots=True, eq=False)
@@ -53,12 +54,12 @@ class _Held:
     said: int = 0  # what it has last said that it wants
     highest: int = 0  # need within the present window
     window_ends: float = 0.0
-    pool: Pool | None = None  # by the main thread, under the lock
+    pool: Shell | None = None  # by the main thread, under the lock
     # Held, by any thread and for any other, as long as a look is due.
     watch: threading.Lock = field(default_factory=threading.Lock)
     # One thread at a time brings the pool to its allowance, whatever that is by then.
     lock: threading.Lock = field(default_factory=threading.Lock)
-    may_open: threading.Event = field(default_factory=threading.Event)
+    may_open: Context = field(default_factory=Context.background().with_cancel)
 
 
 class Leases:
@@ -68,6 +69,7 @@ class Leases:
         settings: its pools; those without a budget are nobody's business here.
         send: sends a message, from any thread, without blocking.
         call_at: runs something on the link's thread at a monotonic time. Any thread.
+        resize: changes settings of a pool, and returns when they have come true. Any thread.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class Leases:
         settings: dict[str, PoolSettings],
         send: Callable[[Usage], object],
         call_at: Callable[[float, Call], object],
+        resize: Callable[..., object],
     ) -> None:
         self._send = send
         self._call_at = call_at
+        self._resize = resize
         self._held = {
             name: _Held(name, s.max_open, s.max_idle, s.allowance, s.serial, s.serial)
             for name, s in settings.items()
@@ -86,7 +90,7 @@ class Leases:
 
     # --- the main thread --------------------------------------------------------------------------
 
-    def open(self, name: str, make: Callable[[int, int], Pool], ctx: Context) -> Pool:
+    def open(self, name: str, make: Callable[[int, int], _P], ctx: Context) -> _P:
         """Open a pool under its allowance; wait for the first lease where there is none yet.
 
         Args:
@@ -97,23 +101,35 @@ class Leases:
         Raises:
             Cancelled, DeadlineExceeded: the context ended first.
         """
-        held = self._held[name]
-        stop = ctx.on_done(held.may_open.set)
-        try:
-            while True:
-                with held.lock:
-                    if held.allowance:
-                        held.pool = make(held.allowance, min(held.max_idle, held.allowance))
-                        held.pool.on_crowded = lambda: self._crowded(held)
-                        return held.pool
-                    held.may_open.clear()
-                # Both set it after they are what they are.
-                if ctx.err is not None:
-                    raise ctx.err
-                if not held.allowance:
-                    held.may_open.wait()
-        finally:
-            stop()
+        while True:
+            pool, may_open = self._try_to_open(self._held[name], make, ctx)
+            if pool is not None:
+                return pool
+            may_open.wait()
+            ctx.check()
+
+    async def open_async(self, name: str, make: Callable[[int, int], _P], ctx: Context) -> _P:
+        """Open a pool as `open` does, without blocking the loop: it has others to look after."""
+        while True:
+            pool, may_open = self._try_to_open(self._held[name], make, ctx)
+            if pool is not None:
+                return pool
+            await may_open
+            ctx.check()
+
+    def _try_to_open(
+        self, held: _Held, make: Callable[[int, int], _P], ctx: Context
+    ) -> tuple[_P | None, Context]:
+        """Open it if it may be; else return what ends when that may have changed."""
+        with held.lock:
+            if not held.allowance:
+                held.may_open = ctx.with_cancel()
+            if not held.allowance:  # whoever changes it does so before he looks for whom to wake
+                return None, held.may_open
+            pool = make(held.allowance, min(held.max_idle, held.allowance))
+            pool.on_crowded = lambda: self._crowded(held)
+            held.pool = pool
+            return pool, held.may_open
 
     # --- any thread -------------------------------------------------------------------------------
 
@@ -129,7 +145,8 @@ class Leases:
         with held.lock:
             if held.pool is not None:
                 most = held.allowance
-                held.pool.resize(max_open=most, max_idle=min(held.max_idle, most), **settings)
+                idle = min(held.max_idle, most)
+                self._resize(held.pool, max_open=most, max_idle=idle, **settings)
         self._watch(held, time.monotonic())  # who waits may be allowed more than before
         return True
 
@@ -166,7 +183,7 @@ class Leases:
         held.serial = message.serial
         if not held.owes:
             held.done = held.serial
-        held.may_open.set()
+        held.may_open.cancel()
         thread = threading.Thread(
             target=self._come_true, args=(held,), name="ackvisor-leases", daemon=True
         )
@@ -183,7 +200,8 @@ class Leases:
             serial, allowance = held.serial, held.allowance
             if held.pool is not None:
                 before = held.pool.stats().open
-                held.pool.resize(max_open=allowance, max_idle=min(held.max_idle, allowance))
+                idle = min(held.max_idle, allowance)
+                self._resize(held.pool, max_open=allowance, max_idle=idle)
         is_settled = before <= allowance
         self._call_at(time.monotonic(), lambda: self._answer(held, serial, is_settled, OWED))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from supervisor.protocol import Reachable, Unreachable
 from workers.context import Cancelled, DeadlineExceeded
-from workers.pool import Pool
+from workers.pool.shell import Shell
 
 MAX_ERROR = 500  # characters of what a driver says
 MAX_CHAIN = 100  # exceptions that are looked at: a chain may be as long as a recursion is deep
@@ -28,13 +28,13 @@ class Outages:
     """
 
     def __init__(
-        self, pools: Mapping[str, Pool], send: Callable[[Unreachable | Reachable], object]
+        self, pools: Mapping[str, Shell], send: Callable[[Unreachable | Reachable], object]
     ) -> None:
         self._pools = pools
         self._send = send
         self._known: set[str] = set()
 
-    def watch(self, name: str, pool: Pool) -> None:
+    def watch(self, name: str, pool: Shell) -> None:
         """Tell the supervisor when this pool cannot connect, and when it can again."""
         pool.on_outage = lambda error: self._changed(name, error)
 

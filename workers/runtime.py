@@ -1,7 +1,8 @@
 """A worker's life: pools -> ready -> run -> cancel -> drain -> report -> exit.
 
-The main thread runs the user's code and then drains; the link's thread receives the cancel, ends
-the contexts in time, and never runs user code. Order of a stop, as INTERFACE.md has it:
+The main thread runs the user's code and then drains, in an event loop (`aio`) where that code is
+asynchronous; the link's thread receives the cancel, ends the contexts in time, and never runs user
+code. Order of a stop, as INTERFACE.md has it:
 
     cancel        accepting ends: no new work
     abort_at      ctx ends: queries are cancelled, transactions roll back, jobs go back
@@ -18,17 +19,15 @@ import contextlib
 import faulthandler
 import functools
 import gc
-import importlib
-import inspect
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from setproctitle import setproctitle
 
@@ -62,15 +61,19 @@ from supervisor.protocol import (
 )
 from supervisor.protocol import prepare as prepare_decoder
 from workers.context import Cancelled, Context, DeadlineExceeded
+from workers.entry import is_async, lacking, resolve
 from workers.examination import examine
 from workers.leases import Leases
 from workers.link import Link
 from workers.outages import Outages
-from workers.pool import Pool, drivers
+from workers.pool import MissingDriverError, Pool, drivers
 from workers.worker import Ledger, Tally, Worker
 
 if TYPE_CHECKING:
     import socket
+
+    from workers.aio import EventLoop
+    from workers.pool.aio import AsyncPool
 
 _NO_SOCKETS: Mapping[str, socket.socket] = MappingProxyType({})
 MAX_ERROR = 2_000  # characters
@@ -82,6 +85,8 @@ SESSIONS_DUE = 5.0  # seconds until the sessions of another worker have ended
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
+AnyPool: TypeAlias = "Pool | AsyncPool"
+_P = TypeVar("_P")
 
 _living: _Runtime | None = None  # the worker that this process is
 
@@ -94,10 +99,12 @@ def preload(schemes: Iterable[str]) -> None:
             drivers.from_url(f"{scheme}:///", None)
 
 
-def preload_entry(entry_point: str) -> None:
+def preload_entry(entry_point: str, schemes: Iterable[str]) -> None:
     """Import a worker's module, and what its kind of entry needs. Raises what the module raises."""
-    if inspect.iscoroutinefunction(_resolve(entry_point)):
-        importlib.import_module("asyncio")
+    if is_async(resolve(entry_point)):
+        from workers import aio
+
+        aio.preload(schemes)
 
 
 def prepare() -> None:
@@ -170,7 +177,9 @@ class _Runtime:
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
-        self._pools: dict[str, Pool] = {}  # opened where what they raise is told
+        self._reports: dict[str, CloseReport] = {}
+        self._pools: dict[str, AnyPool] = {}  # opened where what they raise is told
+        self._loop: EventLoop | None = None  # where the entry point is awaited
         gc.enable()
         setproctitle(
             f"supervisor: worker {assignment.worker} of {assignment.supervisor}, "
@@ -188,7 +197,7 @@ class _Runtime:
             lifeline,
             self,
         )
-        self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
+        self._leases = Leases(assignment.pools, self._link.send, self._link.call_at, self._resize)
         self._outages = Outages(self._pools, self._link.send)
         self._watch_signals()
         self._worker = Worker(
@@ -208,7 +217,7 @@ class _Runtime:
         """Live the whole life; return the exit code."""
         self._link.start()
         code = self._run_user_code()
-        self._drain()
+        self._take_leave()
         # The interpreter of a fork is not finalized (os._exit), but what was registered runs.
         atexit._run_exitfuncs()  # noqa: SLF001
         return code or int(self._failed)  # a thread of the WaitGroup may have raised since
@@ -263,7 +272,7 @@ class _Runtime:
             figures=self._figures(tally, pools) if self._assignment.figures else None,
         )
 
-    def _figures(self, tally: Tally, pools: dict[str, Pool]) -> Figures:
+    def _figures(self, tally: Tally, pools: dict[str, AnyPool]) -> Figures:
         return Figures(
             jobs_cancelled=tally.cancelled,
             job_seconds=Timings(tally.counts, tally.seconds),
@@ -313,16 +322,32 @@ class _Runtime:
         """End what a killed worker has left behind, in a thread of the moment."""
 
         def end() -> None:
-            from workers.pool.drivers.postgresql import end_sessions
-
             # Nothing may depend on it: the supervisor waits so long, and then goes on without.
             with contextlib.suppress(Exception, Cancelled):
-                with self._pools[message.pool].acquire(self._worker.accepting) as conn:
-                    end_sessions(conn, message.application_name, SESSIONS_DUE)
-                self._link.send(SessionsEnded(message.pool, message.application_name))
+                if self._end_sessions(self._pools[message.pool], message.application_name):
+                    self._link.send(SessionsEnded(message.pool, message.application_name))
 
         with contextlib.suppress(RuntimeError):  # no thread is to be had
             threading.Thread(target=end, name="ackvisor-sessions", daemon=True).start()
+
+    def _end_sessions(self, pool: AnyPool, name: str) -> bool:
+        """End other sessions of that name at the server; raise, or return False, if that failed."""
+        accepting = self._worker.accepting
+        if isinstance(pool, Pool):
+            from workers.pool.drivers.postgresql import end_sessions
+
+            with pool.acquire(accepting) as conn:
+                end_sessions(conn, name, SESSIONS_DUE)
+            return True
+
+        async def in_loop() -> None:
+            from workers.pool.drivers.postgresql_aio import end_sessions
+
+            async with pool.acquire(accepting) as conn:
+                await end_sessions(conn, name, SESSIONS_DUE)
+
+        assert self._loop is not None
+        return self._loop.call(in_loop)
 
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
@@ -362,34 +387,62 @@ class _Runtime:
     # --- the main thread --------------------------------------------------------------------------
 
     def _run_user_code(self) -> int:
-        """Run the entry point; say what it raised. Return the exit code that goes with it."""
+        """Run the entry point and drain; say what it raised. Return the exit code that goes with it."""
+        code = 0
         try:
-            for name, settings in self._assignment.pools.items():
-                self._pools[name] = self._open_pool(name, settings)
-                if self._tune is not None:  # it came too early for this one
-                    self._tune_pools(name)
-            app = self._assignment.app
-            entry = self._server_of(app) if app else _resolve(self._assignment.run)
-            if inspect.iscoroutinefunction(entry):
-                import asyncio  # imported already, see `preload_entry`: who is not async has none
-
-                asyncio.run(entry(self._worker))
+            entry = self._entry_point()
+            if entry.loop is not None:
+                self._loop = entry.loop
+                entry.loop.run(self._open_and_await(entry))
             else:
-                entry(self._worker)
-        except (Cancelled, DeadlineExceeded) as exc:
-            if self._worker.is_cancelled:
-                return 0
-            return self._fail(exc)
-        except SystemExit as exc:
-            return self._exit_code(exc)
+                for name, settings in self._assignment.pools.items():
+                    self._add_pool(name, self._open_pool(name, settings))
+                    if self._tune is not None:  # it came too early for this one
+                        self._tune_pools(name)
+                entry.run(self._worker)
         except BaseException as exc:
-            return self._fail(exc)
-        return 0
+            code = self._raised(exc)
+        if self._loop is None:
+            self._drain()
+        else:
+            self._loop.run_to_its_end(self._drain_in_loop(self._loop))
+            self._loop.end()
+        return code
 
-    def _server_of(self, app: str) -> Callable[[Worker], Any]:
+    def _entry_point(self) -> _EntryPoint:
+        app = self._assignment.app
+        if not app:
+            run = resolve(self._assignment.run)
+            if not is_async(run):
+                return _EntryPoint(run)
+            from workers.aio import EventLoop
+
+            return _EntryPoint(run, EventLoop(), awaits_pools=True)
+        target = resolve(app)
         from workers import web  # for those who have an application only
+        from workers.aio import EventLoop
 
-        return functools.partial(web.serve, app=_resolve(app), closing=self._closing)
+        interface = self._worker.options.get("interface") or web.interface_of(target)
+        run = functools.partial(web.serve, app=target, interface=interface, closing=self._closing)
+        return _EntryPoint(run, EventLoop(web.LOOP), awaits_pools=interface == "asgi")
+
+    async def _open_and_await(self, entry: _EntryPoint) -> None:
+        from asyncio import to_thread
+
+        for name, settings in self._assignment.pools.items():
+            is_awaited = entry.awaits_pools and not settings.blocking
+            self._add_pool(name, await self._open_in_loop(name, settings, is_awaited=is_awaited))
+            if self._tune is not None:
+                await to_thread(self._tune_pools, name)  # which waits for this loop
+        await entry.run(self._worker)
+
+    def _raised(self, exc: BaseException) -> int:
+        """Tell what ended the entry point; return the exit code that goes with it."""
+        if isinstance(exc, Cancelled | DeadlineExceeded) and self._worker.is_cancelled:
+            return 0
+        if isinstance(exc, SystemExit):
+            return self._exit_code(exc)
+        return self._fail(exc)
 
     def _exit_code(self, exc: SystemExit) -> int:
         if exc.code is None or isinstance(exc.code, int):
@@ -418,12 +471,44 @@ class _Runtime:
         return 1
 
     def _drain(self) -> None:
-        """Wait for work in flight, close the pools, report: all of it bounded."""
+        """Wait for work in flight and close the pools: all of it bounded."""
+        self._begin_drain()
+        with self._telling_threads():
+            self._worker.wg.wait(self._closing)
+        self._worker.jobs.until_idle(self._closing).wait()
+        self._reports = self._close_pools()
+
+    async def _drain_in_loop(self, loop: EventLoop) -> None:
+        """Drain as `_drain` does, with the tasks that still run."""
+        self._begin_drain()
+        with self._telling_threads():
+            await self._worker.wg.wait_async(self._closing)
+        await self._worker.jobs.until_idle(self._closing)
+        left = await loop.end_tasks(self._pools.values(), self._closing)
+        if left:
+            self._log.warning("worker.tasks_left", count=left)
+        reports = await loop.close_pools(self._pools, self._closing, self._last_grace())
+        self._reports = {name: _report(report) for name, report in reports.items()}
+        await loop.end_threads(self._closing)
+
+    def _begin_drain(self) -> None:
         if self._deadline is None:  # nobody has cancelled it: it ends by itself
             self._schedule(self._grace_from_now(), None, "the worker ends")
-        self._wait_for_threads()
-        self._worker.jobs.wait(self._closing)
-        reports = self._close_pools()
+
+    @contextlib.contextmanager
+    def _telling_threads(self) -> Iterator[None]:
+        """Say what a wait for the WaitGroup raises."""
+        try:
+            yield
+        except Cancelled:
+            self._log.warning("worker.threads_left", outstanding=list(self._worker.wg.outstanding))
+        except BaseExceptionGroup as group:
+            _, failures = group.split(Cancelled)
+            if failures is not None and not self._failed:
+                self._fail(failures)
+
+    def _take_leave(self) -> None:
+        """Say the last words."""
         self._worker.ctx.cancel("the worker ends")
         for job in self._worker.jobs.in_flight():
             self._log.warning(
@@ -434,23 +519,16 @@ class _Runtime:
             )
         if self._assignment.figures:
             self._link.send(self._report(0))  # so that nothing that was counted is lost
-        self._link.finish(Drained(reports=reports), FAREWELL)
+        self._link.finish(Drained(reports=self._reports), FAREWELL)
 
-    def _wait_for_threads(self) -> None:
-        try:
-            self._worker.wg.wait(self._closing)
-        except Cancelled:
-            self._log.warning("worker.threads_left", outstanding=list(self._worker.wg.outstanding))
-        except BaseExceptionGroup as group:
-            _, failures = group.split(Cancelled)
-            if failures is not None and not self._failed:
-                self._fail(failures)
+    def _last_grace(self) -> float:
+        # The closing context leaves half of the margin; what leaks must not cost all of that.
+        return min(LAST_GRACE, self._abort_margin / 4)
 
     def _close_pools(self) -> dict[str, CloseReport]:
         """Close all pools at the same time, so that one's wait is not the other's."""
         reports: dict[str, CloseReport] = {}
-        # The closing context leaves half of the margin; what leaks must not cost all of that.
-        last_grace = min(LAST_GRACE, self._abort_margin / 4)
+        last_grace = self._last_grace()
 
         def close(name: str) -> None:
             pool = self._worker.pools[name]
@@ -467,27 +545,53 @@ class _Runtime:
         return reports
 
     def _open_pool(self, name: str, settings: PoolSettings) -> Pool:
-        who = self._assignment
-
-        def make(max_open: int, max_idle: int) -> Pool:
-            return Pool.from_url(
-                settings.url,
-                name=name,
-                application_name=application_name(who.supervisor, who.worker, who.token),
-                max_open=max_open,
-                max_idle=max_idle,
-                **_without_size(settings),
-            )
-
+        make = self._maker(Pool.from_url, name, settings)
         if settings.allowance is None:
-            pool = make(settings.max_open, settings.max_idle)
-        else:
-            pool = self._leases.open(name, make, self._worker.accepting)
+            return make(settings.max_open, settings.max_idle)
+        return self._leases.open(name, make, self._worker.accepting)
+
+    async def _open_in_loop(
+        self, name: str, settings: PoolSettings, *, is_awaited: bool
+    ) -> AnyPool:
+        from_url: Callable[..., AnyPool] = Pool.from_url
+        if is_awaited:
+            from workers.pool.aio import AsyncPool
+
+            if fault := lacking(name, settings.url):
+                raise MissingDriverError(fault)
+            from_url = AsyncPool.from_url
+        make = self._maker(from_url, name, settings)
+        if settings.allowance is None:
+            return make(settings.max_open, settings.max_idle)
+        return await self._leases.open_async(name, make, self._worker.accepting)
+
+    def _maker(
+        self, from_url: Callable[..., _P], name: str, settings: PoolSettings
+    ) -> Callable[[int, int], _P]:
+        who = self._assignment
+        return lambda max_open, max_idle: from_url(
+            settings.url,
+            name=name,
+            application_name=application_name(who.supervisor, who.worker, who.token),
+            max_open=max_open,
+            max_idle=max_idle,
+            **_without_size(settings),
+        )
+
+    def _add_pool(self, name: str, pool: AnyPool) -> None:
         self._outages.watch(name, pool)
         pool.on_leak = lambda leak: self._link.send(
             LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
         )
-        return pool
+        self._pools[name] = pool
+
+    def _resize(self, pool: AnyPool, **settings: Any) -> None:
+        """Change settings of a pool, and return when they have come true. Any thread but a loop's."""
+        if isinstance(pool, Pool):
+            pool.resize(**settings)
+        else:
+            assert self._loop is not None
+            self._loop.call(lambda: pool.resize(**settings))
 
     def _tune_pools(self, *names: str) -> None:
         """Bring pools to the newest settings. Any thread."""
@@ -497,9 +601,20 @@ class _Runtime:
                 limits = self._tune.pools.get(name)
                 if limits is None or self._leases.resize(name, **_without_size(limits)):
                     continue
-                self._pools[name].resize(
-                    max_open=limits.max_open, max_idle=limits.max_idle, **_without_size(limits)
+                self._resize(
+                    self._pools[name],
+                    max_open=limits.max_open,
+                    max_idle=limits.max_idle,
+                    **_without_size(limits),
                 )
+
+
+class _EntryPoint(NamedTuple):
+    """What a worker runs; with a loop it is awaited in that."""
+
+    run: Callable[[Worker], Any]
+    loop: EventLoop | None = None
+    awaits_pools: bool = False
 
 
 def _without_size(limits: PoolLimits) -> dict[str, Any]:
@@ -521,16 +636,6 @@ def _shared(names: Sequence[str], descriptors: Sequence[int]) -> Mapping[str, so
     from workers.sockets import SharedSockets  # for those who have some only
 
     return SharedSockets(dict(zip(names, descriptors, strict=True)))
-
-
-def _resolve(run: str) -> Callable[[Worker], Any]:
-    module, _, name = run.partition(":")
-    target: Any = importlib.import_module(module)
-    for part in name.split("."):
-        target = getattr(target, part)
-    if not callable(target):
-        raise TypeError(f"{run} is a {type(target).__name__}, not a function")
-    return target  # type: ignore[no-any-return]
 
 
 def _sendable(text: str, most: int) -> str:

@@ -173,7 +173,7 @@ class _Template:
         for entry_point in load.entry_points:
             # What does not import here, each worker finds out and reports with its traceback.
             with contextlib.suppress(BaseException):
-                runtime.preload_entry(entry_point)
+                runtime.preload_entry(entry_point, load.schemes)
             found = _unforkable(self._control.fileno())
             if found:
                 self._tell(Unloadable(entry_point, found))

@@ -8,19 +8,19 @@ A request in flight is a job, so it is counted, has a context, and is waited for
     then        the application's lifespan ends, and the worker drains as any other
 
 The application finds its worker in `scope["state"]["worker"]` (ASGI, lifespan included) or
-`environ["ackvisor.worker"]` (WSGI), and the job of a request beside it, as `job`. The pools block: in
-asyncio, use them in a thread (`asyncio.to_thread`), and hand them `job.ctx`.
+`environ["ackvisor.worker"]` (WSGI), and the job of a request beside it, as `job`. The pools of an ASGI
+application are awaited (`AsyncPool`), those of a WSGI application block; hand either `job.ctx`.
 """
 
 from __future__ import annotations
 
-__all__ = ["interface_of", "serve"]
+__all__ = ["LOOP", "Interface", "interface_of", "serve"]
 
 import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Literal
 
 try:
@@ -34,6 +34,9 @@ except ModuleNotFoundError as exc:
 from workers.context import Cancelled, Context
 from workers.worker import Worker
 
+# No other loop: that would set the backlog of all workers' sockets to its own.
+LOOP = asyncio.SelectorEventLoop
+
 # Who has just connected, or got a response, may have a request on its way, which a close would lose:
 # a connection is closed once it has been idle for this long, in seconds.
 LINGER = 1.0
@@ -43,6 +46,8 @@ TURNS = 5  # of the event loop; from an accept to the protocol it takes three
 LAST_MOMENT = 0.25  # seconds for what has been cancelled
 MAX_NAME = 200  # characters of a job's name
 
+Interface = Literal["asgi", "wsgi"]
+
 _Scope = MutableMapping[str, Any]
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -50,30 +55,24 @@ _Send = Callable[[_Message], Awaitable[None]]
 _Asgi = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
-def serve(worker: Worker, *, app: Any, closing: Context) -> None:
+def serve(
+    worker: Worker, *, app: Any, interface: Interface, closing: Context
+) -> Coroutine[Any, Any, None]:
     """Serve an application until the worker is cancelled and its requests have been answered.
 
     Args:
         worker: whose sockets and options are used.
         app: the application.
+        interface: how it is called.
         closing: ends when nothing may be waited for any more.
 
     Raises:
-        TypeError: it is neither an ASGI nor a WSGI application.
         Exception: what its lifespan raised.
     """
-    interface = worker.options.get("interface") or interface_of(app)
-    # Not asyncio.run: that waits at its end, without limit, for threads and for tasks that do not
-    # let themselves be cancelled. Not another loop: it would set the backlog of all to its own.
-    loop = asyncio.SelectorEventLoop()
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_until_complete(_Site(worker, app, interface, closing).run())
-    finally:
-        loop.run_until_complete(_end_tasks())
+    return _Site(worker, app, interface, closing).run()
 
 
-def interface_of(app: Any) -> Literal["asgi", "wsgi"]:
+def interface_of(app: Any) -> Interface:
     """Tell what kind of application this is, by how it is called.
 
     Raises:
@@ -104,21 +103,10 @@ def interface_of(app: Any) -> Literal["asgi", "wsgi"]:
     )
 
 
-async def _end_tasks() -> None:
-    """Cancel what still runs, and give it a moment."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=LAST_MOMENT)
-
-
 class _Site:
     """One application on its sockets, from its lifespan's start to its end."""
 
-    def __init__(
-        self, worker: Worker, app: Any, interface: Literal["asgi", "wsgi"], closing: Context
-    ) -> None:
+    def __init__(self, worker: Worker, app: Any, interface: Interface, closing: Context) -> None:
         self._worker = worker
         self._closing = closing
         self._sockets = [worker.sockets[name] for name in worker.sockets]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from supervisor.protocol import JOB_SECONDS
 from workers.context import Cancelled, Context
-from workers.pool import Pool
 from workers.pool.stacks import thread_name
 from workers.waitgroup import WaitGroup
 
@@ -159,14 +158,15 @@ class Ledger:
                 self._seconds,
             )
 
-    def wait(self, ctx: Context) -> None:
-        """Return when nothing is in flight, or when the context ends."""
+    def until_idle(self, ctx: Context) -> Context:
+        """Return what ends when nothing is in flight, or with the context: to wait for, or await."""
+        waiter = ctx.with_cancel()
         with self._lock:
-            if not self._jobs:
-                return
-            waiter = ctx.with_cancel()
-            self._waiters.append(waiter)
-        waiter.wait()
+            if self._jobs:
+                self._waiters.append(waiter)
+                return waiter
+        waiter.cancel()
+        return waiter
 
 
 class Worker:
@@ -178,7 +178,8 @@ class Worker:
         generation: which generation of code and configuration it belongs to.
         accepting: ends when no new work may be taken. Wait for it, or look at it before each job.
         ctx: ends when work in flight is out of time (`abort_margin` before the stop's deadline).
-        pools: its connection pools by name.
+        pools: its connection pools by name: each a `Pool`; where the entry point is an `async def`
+            or an ASGI application an `AsyncPool`, unless the pool is configured as `blocking`.
         options: the group's `options`, as they stand in the configuration.
         sockets: the group's listening sockets by name, each made when it is first asked for. All
             workers accept from the same one; see `workers.sockets.SharedSocket`.
@@ -196,7 +197,7 @@ class Worker:
         group: str,
         generation: int,
         options: Mapping[str, Any],
-        pools: dict[str, Pool],
+        pools: dict[str, Any],
         log: Any,
         on_ready: Callable[[], None],
         jobs: Ledger | None = None,
@@ -209,7 +210,7 @@ class Worker:
         self.ctx = Context.background().with_cancel()
         self.accepting = self.ctx.with_cancel()
         self.options = options
-        self.pools = MappingProxyType(pools)
+        self.pools: Mapping[str, Any] = MappingProxyType(pools)
         self.sockets = sockets
         self.wg = WaitGroup()
         self.log = log

@@ -70,7 +70,8 @@ class PoolSettings:
 
     `url` is complete, also where it came from `url_file`: the path of a SQLite file is absolute.
     It may hold a password, so it is in no repr; show `redacted(url)`. `budget` is for all workers
-    together, None being no limit; it guarantees each of them `min` connections.
+    together, None being no limit; it guarantees each of them `min` connections. `blocking` has
+    workers in asyncio, too, use it from threads.
     """
 
     url: str = field(repr=False, metadata=_by(read.text))
@@ -87,6 +88,7 @@ class PoolSettings:
     keepalive: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     budget: int | None = field(default=None, metadata=_by(read.whole(1, 1_000_000)))
     min: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
+    blocking: bool = field(default=False, metadata=_by(read.flag))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,8 +239,8 @@ def test_a_template_that_dies_idle_is_replaced_at_once(tmp_path):
     ("program", "printed"),
     [
         ("import supervisor.cli, supervisor.loop, supervisor.config, workers.template", "False"),
-        ("from workers import runtime; runtime.preload_entry('entries:plain')", "False"),
-        ("from workers import runtime; runtime.preload_entry('entries:awaited')", "True"),
+        ("from workers import runtime; runtime.preload_entry('entries:plain', ())", "False"),
+        ("from workers import runtime; runtime.preload_entry('entries:awaited', ())", "True"),
     ],
 )
 def test_asyncio_is_only_imported_for_who_is_async(tmp_path, program, printed):

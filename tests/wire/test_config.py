@@ -105,6 +105,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "pools.main.keepalive": [('"2m"', 120.0), ("0", 0.0)],
     "pools.main.budget": [("80", 80), ("2", 2)],
     "pools.main.min": [("1", 1), ("10", 10)],
+    "pools.main.blocking": [("true", True), ("false", False)],
     "workers.jobs.run": [('"a.b:c.d"', "a.b:c.d"), ('"über:läufer"', "über:läufer")],
     "workers.jobs.command": [
         ('["prog"]', ("prog",)),
@@ -195,6 +196,7 @@ BAD: dict[str, list[str]] = {
     "pools.main.keepalive": NO_DURATION,
     "pools.main.budget": [*NO_COUNT, "0", "1"],
     "pools.main.min": [*NO_COUNT, "0", "11"],
+    "pools.main.blocking": ["1", '"yes"', "[]"],
     "workers.jobs.run": NO_ENTRY,
     "workers.jobs.count": [*NO_COUNT, "10_001"],
     "workers.jobs.pools": ['"main"', "[1]", '["mian"]', '["main", "main"]'],

@@ -96,7 +96,9 @@ class Worker:
         settings = PoolSettings(
             url="x", max_open=max_open, max_idle=max_open, allowance=allowance, serial=1
         )
-        self.leases = Leases({"main": settings}, self.wire.sent.append, self.wire.call_at)
+        self.leases = Leases(
+            {"main": settings}, self.wire.sent.append, self.wire.call_at, Pool.resize
+        )
         self.ctx = Context.background().with_cancel()
         self.pool: Pool | None = None
         self.serial = 1

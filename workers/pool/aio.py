@@ -790,13 +790,15 @@ class AsyncPool(Shell):
         leaked: list[Leak] = []
         stop = None if ctx is None else ctx.on_done(lambda: self._soon(closing.hasten, -inf))
         try:
-            self._run(actions)
+            closes = self._run(actions)
             for dial in self._dials:
                 dial.cancel()
             await self._await_return(closing)
             late = [slot for slot in self._state.slots if is_out(slot)]
             if late:
                 leaked = await self._end_loans(closing, late)
+            if closes:  # also where nobody is waited for: a good-bye takes no time
+                await asyncio.wait(closes, timeout=closing.last_grace)
             await _all_of(self._dials)
         finally:
             if stop is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.workers.pool.test_aio import eventually, looped
-from workers.context import Context, DeadlineExceeded
+from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.pool import Leak, MissingDriverError, PoolTimeout
 from workers.pool.aio import AsyncPool
 from workers.pool.drivers import aio as drivers
@@ -63,8 +63,10 @@ async def test_what_is_not_committed_is_rolled_back_and_settings_are_taken_back(
 async def test_the_end_of_a_context_interrupts_the_statement(path):
     """The block raises the context's error; the connection is as good as before."""
     async with opened(path, max_open=1) as pool:
-        with pytest.raises(DeadlineExceeded) as caught:
-            async with pool.acquire(Context.background().with_timeout(0.05)) as conn:
+        ctx = Context.background().with_cancel()
+        with pytest.raises(Cancelled) as caught:
+            async with pool.acquire(ctx) as conn:
+                asyncio.get_running_loop().call_later(0.05, ctx.cancel)
                 await conn.execute_fetchall(ENDLESS)
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
         assert await count(pool) == 0
@@ -158,7 +160,7 @@ async def test_a_connection_that_its_borrower_has_closed_is_replaced(path):
 
 @looped
 async def test_a_file_that_cannot_be_opened_is_named(tmp_path):
-    async with opened(tmp_path / "no" / "folder" / "app.db", acquire_timeout=0.2) as pool:
+    async with opened(tmp_path / "no" / "folder" / "app.db") as pool:
         with pytest.raises(Exception, match="unable to open database file"):
             await pool.get()
 
@@ -168,12 +170,12 @@ async def test_who_waits_is_crowded_and_who_cannot_connect_is_an_outage(path):
     """Both are told in the loop; a lock that passes is no outage."""
     crowded: list[int] = []
     outages: list[BaseException | None] = []
-    async with opened(path, max_open=1, acquire_timeout=0.05) as pool:
+    async with opened(path, max_open=1) as pool:
         pool.on_crowded = lambda: crowded.append(pool.stats().in_use)
         pool.on_outage = outages.append
         async with pool.acquire():
             with pytest.raises(PoolTimeout):
-                await pool.get()
+                await pool.get(timeout=0.05)
     assert crowded == [1]
     assert outages == []
 

@@ -24,6 +24,10 @@ ACTIVE = 1
 UNKNOWN = 4
 
 SESSIONS_PAUSE = 0.02  # seconds between two looks whether sessions have ended
+END_SESSIONS = (
+    "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+    " where application_name = %s and usename = session_user and pid <> pg_backend_pid()"
+)
 
 # TCP keepalive, where neither the URL nor the environment says otherwise: a peer that has vanished
 # without a word is noticed after a minute, not after the two hours of the kernel's default.
@@ -202,12 +206,7 @@ def end_sessions(conn: Any, application_name: str, seconds: float) -> None:
     """
     due = monotonic() + seconds
     while True:
-        (left,) = conn.execute(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity"
-            " where application_name = %s and usename = session_user"
-            " and pid <> pg_backend_pid()",
-            (application_name,),
-        ).fetchone()
+        (left,) = conn.execute(END_SESSIONS, (application_name,)).fetchone()
         conn.rollback()  # within one transaction the server shows the same sessions again
         if not left:
             return

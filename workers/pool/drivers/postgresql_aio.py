@@ -6,12 +6,20 @@ waits for that. The pool then only looks whether it has worked.
 
 from __future__ import annotations
 
-__all__ = ["AsyncPostgreSQLDriver", "from_url"]
+__all__ = ["AsyncPostgreSQLDriver", "end_sessions", "from_url"]
 
+import asyncio
+from time import monotonic
 from typing import Any
 
 from workers.pool.drivers.aio import AsyncDriver, Connect
-from workers.pool.drivers.postgresql import IDLE, PostgreSQLDriver, read_options
+from workers.pool.drivers.postgresql import (
+    END_SESSIONS,
+    IDLE,
+    SESSIONS_PAUSE,
+    PostgreSQLDriver,
+    read_options,
+)
 
 _ASYNC_SETTINGS = ("autocommit", "isolation_level", "read_only", "deferrable")
 _PLAIN_SETTINGS = ("row_factory", "cursor_factory", "prepare_threshold")
@@ -71,6 +79,20 @@ class AsyncPostgreSQLDriver(AsyncDriver):
         """Say good-bye and close."""
         self.knows.forget(conn)
         await conn.close()
+
+
+async def end_sessions(conn: Any, application_name: str, seconds: float) -> None:
+    """End all other sessions of this role that have this name, as for threads."""
+    due = monotonic() + seconds
+    while True:
+        cursor = await conn.execute(END_SESSIONS, (application_name,))
+        (left,) = await cursor.fetchone()
+        await conn.rollback()  # within one transaction the server shows the same sessions again
+        if not left:
+            return
+        if monotonic() >= due:
+            raise TimeoutError(f"{left} sessions have not ended within {seconds:g} s")
+        await asyncio.sleep(SESSIONS_PAUSE)
 
 
 def from_url(url: str, application_name: str | None) -> tuple[Connect, AsyncDriver]:

@@ -39,6 +39,12 @@ class Connection(aiosqlite.Connection):
         self._thread.daemon = True  # one that is never given back keeps no program from ending
         self._asked = 0  # by the event loop
         self._answered = 0  # by the thread
+        self.stopped: asyncio.Future[Any] | None = None  # done with the last word of the thread
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """As aiosqlite's."""
+        self.stopped = super().stop()
+        return self.stopped
 
     @property
     def is_busy(self) -> bool:
@@ -137,6 +143,12 @@ def from_url(url: str, application_name: str | None) -> tuple[Connect, AsyncDriv
     connect, _ = sqlite.from_url(url, application_name)
 
     async def dial() -> Any:
-        return await Connection(partial(connect, inf))
+        conn = Connection(partial(connect, inf))
+        try:
+            return await conn
+        except BaseException:
+            if conn.stopped is not None:  # or its thread would speak to a loop that may be closed
+                await conn.stopped
+            raise
 
     return dial, AsyncSQLiteDriver()
