@@ -565,6 +565,15 @@ def asks_first(worker: Worker) -> None:
         _ask(worker)
 
 
+async def asks_first_async(worker: Worker) -> None:
+    """As `asks_first`, in asyncio."""
+    while not worker.accepting.done:
+        async with worker.pools["main"].acquire() as conn:
+            await conn.execute("select 1")
+        worker.ready()
+        await asyncio.sleep(0.02)
+
+
 def asks_later(worker: Worker) -> None:
     """Serve at once, and end when its database does not answer."""
     worker.ready()

@@ -80,6 +80,16 @@ def run(worker):
     for conn in held:
         worker.pools["main"].put(conn)
 """
+# The same in asyncio.
+HOLDER_ASYNC = (
+    HOLDER.replace("def run", "import asyncio\nasync def run")
+    .replace("not worker.accepting.wait(0.01)", "not worker.accepting.done")
+    .replace(
+        "        try:\n            wanted",
+        "        await asyncio.sleep(0.01)\n        try:\n            wanted",
+    )
+    .replace('worker.pools["main"]', 'await worker.pools["main"]')
+)
 
 
 def pool(url: str, **keys: Any) -> str:
@@ -258,11 +268,13 @@ def test_the_server_never_counts_more_than_the_budget(tmp_path, server):
     assert max(sampler.samples) <= BUDGET, sampler.most
 
 
-def holders(folder: Path, *, count: int = 2, budget: int = 7, **keys: Any) -> Budgeted:
+def holders(
+    folder: Path, code: str = HOLDER, *, count: int = 2, budget: int = 7, **keys: Any
+) -> Budgeted:
     """Return workers that hold what they are told to, without any server."""
     return Budgeted(
         folder,
-        HOLDER,
+        code,
         f"sqlite:///{folder}/held.db",
         count=count,
         max_open=MAX_OPEN,
@@ -272,9 +284,10 @@ def holders(folder: Path, *, count: int = 2, budget: int = 7, **keys: Any) -> Bu
     )
 
 
-def test_leases_go_where_they_are_wanted_and_come_back(tmp_path):
+@pytest.mark.parametrize("code", [HOLDER, HOLDER_ASYNC], ids=["threads", "asyncio"])
+def test_leases_go_where_they_are_wanted_and_come_back(tmp_path, code):
     """One gets what the other leaves, gives back what is more than fair, and keeps the rest."""
-    with holders(tmp_path) as held:
+    with holders(tmp_path, code) as held:
         held.ready()
         assert held.granted() == 6  # one is kept for a rolling restart
         held.want("web-1", 10)
@@ -293,9 +306,10 @@ def test_leases_go_where_they_are_wanted_and_come_back(tmp_path):
         assert held.stop() == 0
 
 
-def test_all_are_killed_at_once_and_all_come_back(tmp_path):
+@pytest.mark.parametrize("code", [HOLDER, HOLDER_ASYNC], ids=["threads", "asyncio"])
+def test_all_are_killed_at_once_and_all_come_back(tmp_path, code):
     """Who finds no lease at all waits for one before it begins, and then has it."""
-    with holders(tmp_path, budget=3) as held:
+    with holders(tmp_path, code, budget=3) as held:
         held.ready()
         for worker in ("web-1", "web-2"):
             held.holds_one(worker)
@@ -365,15 +379,27 @@ def run(worker):
     worker.ready()
     worker.accepting.wait()
 """
+SLEEPER_ASYNC = """
+import asyncio
+async def run(worker):
+    async def sleep():
+        async with worker.pools["main"].acquire(timeout=60) as conn:
+            await conn.execute("select pg_sleep(60)")
+    if worker.id == "web-1":
+        worker.tasks = [asyncio.create_task(sleep()) for _ in range(3)]
+    worker.ready()
+    await worker.accepting
+"""
 
 
-def test_what_a_killed_worker_has_left_running_is_ended_at_the_server(tmp_path, server):
+@pytest.mark.parametrize("code", [SLEEPER, SLEEPER_ASYNC], ids=["threads", "asyncio"])
+def test_what_a_killed_worker_has_left_running_is_ended_at_the_server(tmp_path, server, code):
     """By its sibling, within the budget; a namesake on another host is left alone."""
     with (
         Sampler(server) as sampler,
         contextlib.closing(server.connect(user="worker")) as other,
         Budgeted(
-            tmp_path, SLEEPER, server.url(user="worker"), count=2, max_open=4, budget=6,
+            tmp_path, code, server.url(user="worker"), count=2, max_open=4, budget=6,
             leak_threshold="0",
         ) as budgeted,
     ):  # fmt: skip

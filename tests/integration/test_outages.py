@@ -74,11 +74,11 @@ def test_a_database_that_is_down_at_the_start_is_waited_for(tmp_path, running):
 def test_a_database_that_goes_away_is_waited_for(tmp_path, running, how):
     """Workers that die of it are no failures, however many; they come back when it does."""
     config = pool(running.url()) + users("first", "asks_first", count=2)
-    config += users("later", "asks_later", count=2)
+    config += users("later", "asks_later", count=2) + users("awaits", "asks_first_async", count=2)
     with Supervised(tmp_path, config) as supervised:
         supervised.ready()
         running.stop(how)
-        for name in ("first", "later"):
+        for name in ("first", "later", "awaits"):
             supervised.event("group.waiting", group=name, pool="main")
         supervised.event("worker.exited", count=7)
 
