@@ -13,6 +13,7 @@ __all__ = [
     "bind",
     "change",
     "configure",
+    "draw",
     "flush",
     "get_logger",
     "in_force",
@@ -35,7 +36,7 @@ from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
-from supervisor.plain import harmless
+from supervisor.plain import harmless, takes_lines_back
 from supervisor.systemd import is_journal, prioritized
 
 
@@ -124,6 +125,8 @@ def _take(style: str, level: str) -> None:
     *processors, render = _console(colours=colours) if style == "console" else _json()
     if is_journal(2, os.environ):
         render = _for_journal(render)
+    elif style == "console" and takes_lines_back(sys.stderr, os.environ):
+        render = _for_terminal(render)
     # Of the same length in both styles: a line that another thread is writing comes to its end.
     _processors[:] = [
         structlog.contextvars.merge_contextvars,
@@ -148,6 +151,12 @@ _Logger: Any = type("_Logger", (_filtering("info"),), {})
 def write(text: str) -> None:
     """Write text that is no log line where the log goes, under the same rules. Any thread."""
     _standard_error.write(text)
+
+
+def draw(text: str) -> None:
+    """Write what is not to stay, unless lines of the log wait to be written. Any thread."""
+    if _standard_error.backlog() is None:
+        _standard_error.write(text)
 
 
 def backlog() -> int | None:
@@ -214,6 +223,15 @@ def _for_journal(render: Any) -> Any:
         return prioritized(render(logger, method, fields), fields.get("level", method))
 
     return with_priority
+
+
+def _for_terminal(render: Any) -> Any:
+    """Let each line take the place of what stands where it begins: see `supervisor.progress`."""
+
+    def in_place(logger: object, method: str, fields: _Fields) -> str:
+        return f"\x1b[K{render(logger, method, fields)}"
+
+    return in_place
 
 
 class _StandardError:

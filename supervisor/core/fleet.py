@@ -131,6 +131,7 @@ class Fleet:
         self._serials: Counter[str] = Counter()  # the last number given, by group
         self._waitgroup = WaitGroup()
         self._outbox: list[ac.Action] = []  # shared with every worker; emptied by _take
+        self._began = 0.0
         self._stop_began = 0.0
         self._stop_deadline = NEVER
         self._killed_before: set[str] = set()  # whose SIGKILL is no doing of the stop
@@ -142,11 +143,11 @@ class Fleet:
 
     def start(self, now: float) -> list[ac.Action]:
         """Return what brings up every group. Called once, before anything else."""
-        self._measured_at = now
+        self._began = self._measured_at = now
         if not self._rolls.prepare_start(now):
             for slot in self._slots():
                 self._spawn(slot, now)
-        self._note_readiness()
+        self._note_readiness(now)
         return self._take()
 
     def handle(self, event: ev.Event, now: float) -> list[ac.Action]:
@@ -179,7 +180,7 @@ class Fleet:
             case _:
                 assert_never(event)
         self._note_outages(now)
-        self._note_readiness()
+        self._note_readiness(now)
         return self._take()
 
     def next_deadline(self) -> float | None:
@@ -344,7 +345,7 @@ class Fleet:
             **({"pool": pool} if pool else {}),
         )
 
-    def _note_readiness(self) -> None:
+    def _note_readiness(self, now: float) -> None:
         for group in self._groups.values():
             group.note_readiness()
         if self._phase is Phase.RELOADING and not self._rolls.is_reloading:
@@ -353,7 +354,10 @@ class Fleet:
             self._phase = Phase.READY
             self._was_ready = True
             self.announce(
-                "supervisor.ready", generation=self._rolls.generation, workers=len(self._workers)
+                "supervisor.ready",
+                generation=self._rolls.generation,
+                workers=len(self._workers),
+                seconds=_round(now - self._began),
             )
 
     # --- rolls: what they need of the fleet --------------------------------------------------------

@@ -59,7 +59,11 @@ def test_the_fleet_is_ready_when_every_group_is_complete() -> None:
 
     assert "supervisor.ready" not in brief(first)
     assert brief(last)[-1] == "supervisor.ready"
-    assert fields_of("supervisor.ready", last) == {"generation": 1, "workers": 3}
+    assert fields_of("supervisor.ready", last) == {
+        "generation": 1,
+        "workers": 3,
+        "seconds": 2.0,
+    }
     assert "supervisor.ready" not in brief(again)
 
 
