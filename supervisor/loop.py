@@ -373,7 +373,8 @@ class Supervisor:
         if not any(report.leaked for report in drained.reports.values()):
             self._lending.closed_all(worker)
         reports = claims.close_reports(drained, self._pools_of(worker))
-        self._handle(ev.WorkerDrained(worker, reports))
+        life = claims.life(drained, self._pools_of(worker))
+        self._handle(ev.WorkerDrained(worker, reports, life))
         self._control.to_worker(worker, protocol.Farewell())
 
     def _pools_of(self, worker: str) -> tuple[str, ...]:

@@ -47,10 +47,12 @@ from supervisor.protocol import (
     Hello,
     Leak,
     LeakFound,
+    Life,
     PoolLimits,
     PoolSettings,
     PoolStats,
     PoolTimings,
+    PoolUse,
     Ready,
     Report,
     SessionsEnded,
@@ -168,6 +170,7 @@ class _Runtime:
         if (assignment.log_format, assignment.log_level) != log.in_force:
             log.change(assignment.log_format, assignment.log_level)
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
+        self._when_told: Tally | None = None  # what had become of its jobs then
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
         self._pools: dict[str, Pool] = {}  # opened where what they raise is told
@@ -349,6 +352,7 @@ class _Runtime:
             if self._deadline is not None and deadline >= self._deadline:
                 return []
             self._deadline = deadline
+        self._when_told = self._when_told or self._worker.jobs.tally()
         self._worker.accepting.cancel(cause)
         return [
             (abort_at, lambda: self._worker.ctx.cancel(cause)),
@@ -434,7 +438,21 @@ class _Runtime:
             )
         if self._assignment.figures:
             self._link.send(self._report(0))  # so that nothing that was counted is lost
-        self._link.finish(Drained(reports=reports), FAREWELL)
+        self._link.finish(Drained(reports, self._life()), FAREWELL)
+
+    def _life(self) -> Life:
+        """Return what it has done, for the one line that is written about it."""
+        tally, before = self._worker.jobs.tally(), self._when_told
+        assert before is not None  # it is drained because somebody has told it to end
+        return Life(
+            done=tally.done,
+            failed=tally.failed,
+            cancelled=tally.cancelled,
+            abandoned=tally.in_flight,
+            finished=tally.done + tally.failed - before.done - before.failed,
+            aborted=tally.cancelled - before.cancelled + tally.in_flight,
+            pools={name: _use(pool) for name, pool in self._pools.items()},
+        )
 
     def _wait_for_threads(self) -> None:
         try:
@@ -543,6 +561,17 @@ def _sendable(text: str, most: int) -> str:
 
 def _stats(stats: Any) -> PoolStats:
     return PoolStats(**{name: getattr(stats, name) for name in PoolStats.__struct_fields__})
+
+
+def _use(pool: Pool) -> PoolUse:
+    stats, uses = pool.stats(), pool.histograms()["use"]
+    return PoolUse(
+        acquires=uses.count + stats.in_use,
+        waited=stats.wait_count,
+        wait_seconds=stats.wait_seconds,
+        timeouts=stats.timeouts,
+        leaks=stats.leaks,
+    )
 
 
 def _report(report: Any) -> CloseReport:
