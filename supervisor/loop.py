@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Supervisor"]
 
+import math
 import os
 import random
 import signal
@@ -210,6 +211,7 @@ class Supervisor:
                 None if self._monitoring is None else self._monitoring.next_deadline(),
                 self._spokesman.next_deadline() if self._spokesman is not None else None,
                 self._progress.next_deadline() if self._progress is not None else None,
+                log.repeats_due(),
             )
             if due is not None
         ]
@@ -245,6 +247,7 @@ class Supervisor:
             self._announce(done)
         self._answer_inquiries(time.monotonic())
         self._show_progress(time.monotonic())
+        log.sum_up(time.monotonic())
         self._tell_manager()  # before those who wait for the end of a reload hear of it
         self._followers.feed()
 
@@ -853,6 +856,7 @@ class Supervisor:
         self._followers.close()
         if self._monitoring is not None:
             self._monitoring.close()
+        log.sum_up(math.inf)
         if self._progress is not None:
             self._progress.erase()
         self._on_finish(self._finish)

@@ -20,6 +20,7 @@ import functools
 import gc
 import importlib
 import inspect
+import math
 import os
 import signal
 import sys
@@ -152,6 +153,8 @@ def live(
             sys.stdout.flush()
         with contextlib.suppress(Exception):
             sys.stderr.flush()
+        with contextlib.suppress(Exception):
+            log.sum_up(math.inf)
         log.flush(log.PATIENCE)
         os._exit(code)
 
@@ -194,6 +197,7 @@ class _Runtime:
         self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
         self._outages = Outages(self._pools, self._link.send)
         self._watch_signals()
+        log.correlate(self._in_hand, self._link.call_at)
         self._worker = Worker(
             id=assignment.worker,
             group=assignment.group,
@@ -206,6 +210,12 @@ class _Runtime:
             on_delay=lambda seconds: self._link.send(Delayed(seconds)),
             sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
         )
+
+    def _in_hand(self) -> dict[str, Any]:
+        """Return the fields of the job in which a line of the log is written. Any thread."""
+        from workers import correlation  # for those who write lines only
+
+        return correlation.fields_of(self._worker)
 
     def run(self) -> int:
         """Live the whole life; return the exit code."""
@@ -377,6 +387,9 @@ class _Runtime:
             if inspect.iscoroutinefunction(entry):
                 import asyncio  # imported already, see `preload_entry`: who is not async has none
 
+                from workers import correlation
+
+                self._worker.bind = correlation.bind
                 asyncio.run(entry(self._worker))
             else:
                 entry(self._worker)
