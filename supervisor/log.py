@@ -12,12 +12,14 @@ __all__ = [
     "backlog",
     "bind",
     "change",
+    "conceal",
     "configure",
     "correlate",
     "draw",
     "flush",
     "get_logger",
     "in_force",
+    "redacted",
     "repeats_due",
     "sum_up",
     "timestamp",
@@ -34,7 +36,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -82,6 +84,8 @@ _in_hand: Callable[[], dict[str, Any]] = dict
 _call_at: Callable[[float, Callable[[], object]], object] | None = None
 _QUIET = frozenset({"debug", "info"})
 _repeats: tuple[int, Repeats] | None = None  # of the process with this pid
+_concealed: tuple[str, ...] = ()  # URLs
+_passwords: tuple[str, ...] | None = None  # in these, once a line is written
 _repeats_lock = threading.RLock()
 # Loggers keep what they were made with: their class, and this list. So both are changed in place.
 _processors: list[Any] = []
@@ -158,6 +162,24 @@ def _filtering(level: str) -> type:
 # What is below the level costs nothing, because structlog has a class of loggers for each level.
 # Every logger of this process is of this class, whose base is that of the level in force.
 _Logger: Any = type("_Logger", (_filtering("info"),), {})
+
+
+def conceal(urls: Iterable[str]) -> None:
+    """Let no line of this process show the passwords in these URLs."""
+    global _concealed, _passwords  # a process has one log
+    _concealed, _passwords = tuple(urls), None
+
+
+def redacted(text: str) -> str:
+    """Return a text without passwords: those of `conceal`, and of any URL in it. Any thread."""
+    if not _concealed and "://" not in text:
+        return text
+    from supervisor import redaction  # no start needs it
+
+    global _passwords  # noqa: PLW0603  # a process has one log
+    if _passwords is None:
+        _passwords = redaction.passwords(_concealed)
+    return redaction.redacted(text, _passwords)
 
 
 def write(text: str) -> None:
@@ -473,7 +495,7 @@ class _Lines:
         pass
 
     def msg(self, message: str) -> None:
-        _standard_error.write(message + "\n")
+        _standard_error.write(f"{redacted(message)}\n")
 
     log = debug = info = warning = warn = error = err = critical = fatal = failure = exception = msg
 

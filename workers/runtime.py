@@ -197,6 +197,7 @@ class _Runtime:
         self._leases = Leases(assignment.pools, self._link.send, self._link.call_at)
         self._outages = Outages(self._pools, self._link.send)
         self._watch_signals()
+        log.conceal(pool.url for pool in assignment.pools.values())
         log.correlate(self._in_hand, self._link.call_at)
         self._worker = Worker(
             id=assignment.worker,
@@ -418,7 +419,7 @@ class _Runtime:
     def _fail(self, exc: BaseException) -> int:
         self._failed = True
         if isinstance(exc, ProgramError):
-            last_lines = _sendable(exc.last_lines, MAX_TRACEBACK)
+            last_lines = _sendable(log.redacted(exc.last_lines), MAX_TRACEBACK)
             self._link.send(Failed(error=_sendable(str(exc), MAX_ERROR), traceback=last_lines))
             return exc.exit_code
         summary = traceback.TracebackException(type(exc), exc, None)
@@ -427,8 +428,8 @@ class _Runtime:
         text = "".join(traceback.format_exception(exc))
         self._link.send(
             Failed(
-                error=_sendable(error, MAX_ERROR),
-                traceback=_sendable(text, MAX_TRACEBACK),
+                error=_sendable(log.redacted(error), MAX_ERROR),
+                traceback=_sendable(log.redacted(text), MAX_TRACEBACK),
                 pool=self._outages.behind(exc),
             )
         )
