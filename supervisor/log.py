@@ -85,7 +85,7 @@ _call_at: Callable[[float, Callable[[], object]], object] | None = None
 _QUIET = frozenset({"debug", "info"})
 _repeats: tuple[int, Repeats] | None = None  # of the process with this pid
 _concealed: tuple[str, ...] = ()  # URLs
-_passwords: tuple[str, ...] | None = None  # in these, once a line is written
+_redacted: Callable[[str], str] | None = None  # what takes them out, once a line is written
 _repeats_lock = threading.RLock()
 # Loggers keep what they were made with: their class, and this list. So both are changed in place.
 _processors: list[Any] = []
@@ -166,20 +166,20 @@ _Logger: Any = type("_Logger", (_filtering("info"),), {})
 
 def conceal(urls: Iterable[str]) -> None:
     """Let no line of this process show the passwords in these URLs."""
-    global _concealed, _passwords  # a process has one log
-    _concealed, _passwords = tuple(urls), None
+    global _concealed, _redacted  # a process has one log
+    _concealed, _redacted = tuple(urls), None
 
 
 def redacted(text: str) -> str:
     """Return a text without passwords: those of `conceal`, and of any URL in it. Any thread."""
     if not _concealed and "://" not in text:
         return text
-    from supervisor import redaction  # no start needs it
+    global _redacted  # noqa: PLW0603  # a process has one log
+    if _redacted is None:
+        from supervisor import redaction  # no start needs it
 
-    global _passwords  # noqa: PLW0603  # a process has one log
-    if _passwords is None:
-        _passwords = redaction.passwords(_concealed)
-    return redaction.redacted(text, _passwords)
+        _redacted = redaction.remover(_concealed)
+    return _redacted(text)
 
 
 def write(text: str) -> None:

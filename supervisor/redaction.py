@@ -6,11 +6,11 @@ writes a line, and not before.
 
 from __future__ import annotations
 
-__all__ = ["passwords", "redacted"]
+__all__ = ["passwords", "remover"]
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
 # What is shorter, or stands elsewhere in its URL, too, is in half of all words.
@@ -33,10 +33,15 @@ def passwords(urls: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=len, reverse=True))
 
 
-def redacted(text: str, secrets: Iterable[str]) -> str:
-    """Return a text without these, and without the password of any URL."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    if "://" in text:
-        text = _FIELD.sub(r"\1***", _LOGIN.sub(r"\1:***@", text))
-    return text
+def remover(urls: Iterable[str]) -> Callable[[str], str]:
+    """Return what takes the passwords in these URLs out of a text, and those of any URL in it."""
+    secrets = passwords(urls)
+
+    def redacted(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        if "://" in text:
+            text = _FIELD.sub(r"\1***", _LOGIN.sub(r"\1:***@", text))
+        return text
+
+    return redacted

@@ -43,13 +43,14 @@ def fields_of(worker: Worker) -> dict[str, Any]:
     in_flight = worker.jobs.in_flight()
     if not in_flight:
         return {}
-    mine = [item for item in _bound.get() if item[0] in in_flight]
+    mine: list[tuple[Job, Fields]] = [item for item in _bound.get() if item[0] in in_flight]
     if not _runs_a_loop():  # else it could be any task's
         ident, known = get_ident(), [job for job, _ in mine]
         mine += [(job, {}) for job in in_flight if job.ident == ident and job not in known]
     if not mine:
         return {}
-    mine.sort(key=lambda item: item[0].since)
+    if len(mine) > 1:
+        mine.sort(key=lambda item: item[0].since)
     newest, _ = mine[-1]
     found = {"job": newest.name}
     for _, fields in mine:  # what lies around it tells more about it

@@ -213,10 +213,12 @@ class _Runtime:
         )
 
     def _in_hand(self) -> dict[str, Any]:
-        """Return the fields of the job in which a line of the log is written. Any thread."""
+        """Return the fields of the job in which the first line of the log is written. Any thread."""
         from workers import correlation  # for those who write lines only
 
-        return correlation.fields_of(self._worker)
+        in_hand = functools.partial(correlation.fields_of, self._worker)
+        log.correlate(in_hand, self._link.call_at)
+        return in_hand()
 
     def run(self) -> int:
         """Live the whole life; return the exit code."""
