@@ -6,7 +6,7 @@ that means harm, may put a megabyte into any text and invent any pool.
 
 from __future__ import annotations
 
-__all__ = ["clipped", "close_reports", "report"]
+__all__ = ["clipped", "close_reports", "life", "report"]
 
 from collections.abc import Collection
 from typing import Any, TypeVar
@@ -42,6 +42,20 @@ def report(claim: protocol.Report, pools: Collection[str]) -> protocol.Report:
 
 def _known(figures: dict[str, _T], pools: Collection[str]) -> dict[str, _T]:
     return {name: each for name, each in figures.items() if name in pools}
+
+
+def life(claim: protocol.Drained, pools: Collection[str]) -> dict[str, Any]:
+    """Return what a worker has done in its life, as plain data; empty where it does not tell."""
+    told = claim.life
+    if told is None:
+        return {}
+    return {
+        "jobs": {
+            name: getattr(told, name) for name in ("done", "failed", "cancelled", "abandoned")
+        },
+        "in_stop": {"finished": told.finished, "aborted": told.aborted},
+        "pools": protocol.to_builtins(_known(told.pools, pools)),
+    }
 
 
 def close_reports(claim: protocol.Drained, pools: Collection[str]) -> dict[str, Any]:

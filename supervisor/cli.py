@@ -95,7 +95,8 @@ def check(config: Path, *, import_: bool, connect: bool) -> None:
     _warn(settings, config)
     problems = check_entry_points(settings)
     if import_ and not problems:
-        problems = check_imports(settings, timeout=IMPORT_TIMEOUT)
+        with _shown("importing the workers' modules"):
+            problems = check_imports(settings, timeout=IMPORT_TIMEOUT)
     if problems:
         raise ConfigError(str(config), problems)
     if connect:
@@ -120,13 +121,14 @@ def start(spare: Template | None, config: Path) -> None:
     with _left_out("asyncio"):
         from supervisor import log
     from supervisor.loop import Supervisor
+    from supervisor.plain import takes_lines_back
 
     log.configure(settings.log.format, settings.log.level, patience=0.0)
     for_eyes = settings.log.format == "console" and not systemd.is_journal(2, os.environ)
 
-    def greet() -> None:
+    def greet(seconds: float) -> None:
         if for_eyes:
-            log.write(_greeting(settings, config) + "\n")
+            log.write(_greeting(settings, config, seconds) + "\n")
 
     def report(finish: Any) -> None:
         if for_eyes:
@@ -143,7 +145,14 @@ def start(spare: Template | None, config: Path) -> None:
             import faulthandler
 
             faulthandler.enable()  # a watchdog kills by SIGABRT: the journal gets the stack
-    supervisor = Supervisor(settings, spare, on_ready=greet, on_finish=report, spokesman=spokesman)
+    supervisor = Supervisor(
+        settings,
+        spare,
+        on_ready=greet,
+        on_finish=report,
+        spokesman=spokesman,
+        terminal=log.draw if for_eyes and takes_lines_back(sys.stderr, os.environ) else None,
+    )
     code = supervisor.run()
     log.flush(LAST_LINES)
     raise click.exceptions.Exit(code)
@@ -156,7 +165,7 @@ def status(config: Path, *, as_json: bool) -> None:
     """Show the fleet at a glance."""
     from supervisor.protocol import GetStatus
 
-    with _client(config) as client:
+    with _client(config) as client, _shown("asking the supervisor"):
         answer = client.ask(GetStatus()).data
     if as_json:
         import json
@@ -281,7 +290,8 @@ def _check_connections(settings: Settings, config: Path) -> None:
     from supervisor.connections import check_connections, misfits
     from supervisor.report import connections_table
 
-    checks = check_connections(settings)
+    with _shown(f"asking {_count(len(settings.pools), 'server')}"):
+        checks = check_connections(settings)
     _say(connections_table(checks))
     problems = misfits(settings, checks)
     unreached = [f"{config}: pools.{each.pool}: {each.error}" for each in checks if each.error]
@@ -305,7 +315,7 @@ def dump(config: Path, worker: str, *, as_json: bool) -> None:
     """
     from supervisor.protocol import Dump
 
-    with _client(config) as client:
+    with _client(config) as client, _shown(f"looking into {worker}"):
         answer = client.ask(Dump(worker)).data
     if as_json:
         import json
@@ -333,6 +343,20 @@ def _say(text: str) -> None:
         raise SupervisorError(f"the output cannot be written: {exc.strerror}") from exc
 
 
+@contextlib.contextmanager
+def _shown(what: str) -> Iterator[None]:
+    """Show in a terminal what is waited for, where that takes longer than a second."""
+    from supervisor.plain import takes_lines_back
+
+    if not takes_lines_back(sys.stderr, os.environ):
+        yield
+        return
+    from supervisor.progress import while_waiting
+
+    with while_waiting(what, sys.stderr):
+        yield
+
+
 def _remark(text: str, level: str = "info") -> None:
     """Print to standard error, where somebody may be listening."""
     if systemd.is_journal(2, os.environ):
@@ -348,7 +372,8 @@ def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bo
     from supervisor.rolling import follow
 
     with _client(config) as client:
-        accepted = client.ask(request)
+        with _shown(f"asking for the {kind}"):
+            accepted = client.ask(request)
         if wait:
             _say(follow(client, kind, target, accepted, sys.stderr))
 
@@ -414,7 +439,7 @@ def _left_out(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-def _greeting(settings: Settings, config: Path) -> str:
+def _greeting(settings: Settings, config: Path, seconds: float) -> str:
     """Say what to try next, with commands that can be copied."""
     workers = sum(group.count for group in settings.groups.values() if not group.before)
     try_next: list[tuple[str, str]] = [
@@ -431,10 +456,11 @@ def _greeting(settings: Settings, config: Path) -> str:
         try_next.append((f"python -m workers.jobs counts -c {config}", "how far it is"))
     width = max(len(command) for command, _ in try_next)
     lines = [f"  {command:{width}}   # {what}" for command, what in try_next]
+    are_ready = f"{_count(workers, 'worker')} in {seconds:.1f} s"
     return "\n".join(
         [
             "",
-            f"{settings.supervisor.name} is ready: {_count(workers, 'worker')}. Ctrl-C stops it.",
+            f"{settings.supervisor.name} is ready: {are_ready}. Ctrl-C stops it.",
             "In another terminal:",
             *lines,
             "",

@@ -12,20 +12,27 @@ from itertools import accumulate
 
 from prometheus_client import exposition as written
 from prometheus_client.core import Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 from supervisor.metrics import Buckets, Family
 
+# Of the supervisor itself, as every exporter tells them; /proc is read at a scrape only.
+_PROCESS = ProcessCollector(registry=None)
 _OPENMETRICS = "application/openmetrics-text"
 
 
 def exposition(families: Iterable[Family], media_type: str) -> tuple[bytes, str]:
-    """Return the text and its full media type: "application/openmetrics-text", else Prometheus's own format."""
+    """Return the text and its full media type: "application/openmetrics-text", else Prometheus's own format.
+
+    The families of the supervisor's own process (`process_cpu_seconds_total` and so on) come last.
+    """
     accept = f"{_OPENMETRICS}; version=1.0.0" if media_type == _OPENMETRICS else ""
     encode, media_type = written.choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(families))
+    registry.register(_PROCESS)
     return encode(registry), media_type
 
 

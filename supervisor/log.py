@@ -12,10 +12,16 @@ __all__ = [
     "backlog",
     "bind",
     "change",
+    "conceal",
     "configure",
+    "correlate",
+    "draw",
     "flush",
     "get_logger",
     "in_force",
+    "redacted",
+    "repeats_due",
+    "sum_up",
     "timestamp",
     "write",
 ]
@@ -30,13 +36,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from supervisor.plain import harmless
+from supervisor.plain import harmless, takes_lines_back
 from supervisor.systemd import is_journal, prioritized
+
+if TYPE_CHECKING:
+    from supervisor.repeats import Repeats
 
 
 class _Later(ModuleType):
@@ -71,6 +80,13 @@ PATIENCE = 0.2  # seconds
 
 _Fields = MutableMapping[str, Any]
 _bound: dict[str, Any] = {}
+_in_hand: Callable[[], dict[str, Any]] = dict
+_call_at: Callable[[float, Callable[[], object]], object] | None = None
+_QUIET = frozenset({"debug", "info"})
+_repeats: tuple[int, Repeats] | None = None  # of the process with this pid
+_concealed: tuple[str, ...] = ()  # URLs
+_redacted: Callable[[str], str] | None = None  # what takes them out, once a line is written
+_repeats_lock = threading.RLock()
 # Loggers keep what they were made with: their class, and this list. So both are changed in place.
 _processors: list[Any] = []
 in_force = ("", "")  # style and level
@@ -124,9 +140,12 @@ def _take(style: str, level: str) -> None:
     *processors, render = _console(colours=colours) if style == "console" else _json()
     if is_journal(2, os.environ):
         render = _for_journal(render)
+    elif style == "console" and takes_lines_back(sys.stderr, os.environ):
+        render = _for_terminal(render)
     # Of the same length in both styles: a line that another thread is writing comes to its end.
     _processors[:] = [
         structlog.contextvars.merge_contextvars,
+        _hold_back_repeated,
         _add_bound,
         structlog.processors.add_log_level,
         *processors,
@@ -145,9 +164,33 @@ def _filtering(level: str) -> type:
 _Logger: Any = type("_Logger", (_filtering("info"),), {})
 
 
+def conceal(urls: Iterable[str]) -> None:
+    """Let no line of this process show the passwords in these URLs."""
+    global _concealed, _redacted  # a process has one log
+    _concealed, _redacted = tuple(urls), None
+
+
+def redacted(text: str) -> str:
+    """Return a text without passwords: those of `conceal`, and of any URL in it. Any thread."""
+    if not _concealed and "://" not in text:
+        return text
+    global _redacted  # noqa: PLW0603  # a process has one log
+    if _redacted is None:
+        from supervisor import redaction  # no start needs it
+
+        _redacted = redaction.remover(_concealed)
+    return _redacted(text)
+
+
 def write(text: str) -> None:
     """Write text that is no log line where the log goes, under the same rules. Any thread."""
     _standard_error.write(text)
+
+
+def draw(text: str) -> None:
+    """Write what is not to stay, unless lines of the log wait to be written. Any thread."""
+    if _standard_error.backlog() is None:
+        _standard_error.write(text)
 
 
 def backlog() -> int | None:
@@ -161,12 +204,97 @@ def flush(timeout: float) -> None:
 
 
 def _add_bound(_logger: object, _method: str, fields: _Fields) -> _Fields:
-    return {**_bound, **fields} if _bound else fields
+    if not _bound:
+        return fields
+    in_hand = {} if "time" in fields else _in_hand()  # what has a time is nobody's doing of now
+    return {**_bound, **in_hand, **fields}
 
 
-def timestamp() -> str:
-    """Return the wall clock as RFC 3339, UTC, microseconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def correlate(
+    in_hand: Callable[[], dict[str, Any]],
+    call_at: Callable[[float, Callable[[], object]], object],
+) -> None:
+    """Let lines name what their thread or task has in hand.
+
+    Args:
+        in_hand: returns fields for a line that is being written; from whichever thread writes it.
+        call_at: runs an action at a monotonic time: sums of repeated lines are told by it.
+    """
+    global _in_hand, _call_at  # a process has one log
+    _in_hand, _call_at = in_hand, call_at
+
+
+def _hold_back_repeated(_logger: object, method: str, fields: _Fields) -> _Fields:
+    """Drop a warning or an error that has been written often enough just now, and count it.
+
+    Not what is below: that is a record, and whoever asked for it counts its lines. Not the events
+    of anybody's life, which come with their time.
+    """
+    global _repeats  # noqa: PLW0603  # a process has one log
+    if method in _QUIET or "time" in fields:
+        return fields
+    from supervisor import repeats  # no start needs it
+
+    if fields.get("exc_info") is True:
+        fields["exc_info"] = sys.exc_info()[1] or False
+    key = repeats.sameness(method, fields)
+    if key is None:
+        return fields
+    now = time.monotonic()
+    with _repeats_lock:
+        if _repeats is None or _repeats[0] != os.getpid():
+            _repeats = (os.getpid(), repeats.Repeats())
+    sum_up(now)
+    with _repeats_lock:
+        is_first = _repeats[1].due is None
+        if _repeats[1].take(key, method, str(fields.get("event")), now):
+            return fields
+        due = _repeats[1].due
+    if is_first and _call_at is not None and due is not None:
+        _call_at(due, _tell_sums)
+    raise structlog.DropEvent
+
+
+def repeats_due() -> float | None:
+    """Return when `sum_up` is wanted, for a process that has no `call_at`."""
+    return None if _repeats is None else _repeats[1].due
+
+
+def sum_up(now: float) -> None:
+    """Tell how often lines were repeated that were not written. Any thread."""
+    if _repeats is None or _repeats[0] != os.getpid():
+        return
+    with _repeats_lock:
+        over = _repeats[1].over(now)
+    for each in over:
+        getattr(get_logger(), each.level)(
+            "log.repeated",
+            time=timestamp(),
+            line=each.event,
+            times=each.times,
+            seconds=round(each.last - each.first, 3),
+            first=_clock(each.first),
+            last=_clock(each.last),
+        )
+
+
+def _tell_sums() -> None:
+    now = time.monotonic()
+    sum_up(now)
+    due = repeats_due()
+    if due is not None and _call_at is not None:
+        _call_at(due, _tell_sums)
+
+
+def _clock(moment: float) -> str:
+    """Return the wall clock of a moment of the monotonic one."""
+    return timestamp(time.time() - (time.monotonic() - moment))
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """Return the wall clock, or that moment of it, as RFC 3339, UTC, microseconds."""
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _console(*, colours: bool) -> list[Any]:
@@ -214,6 +342,15 @@ def _for_journal(render: Any) -> Any:
         return prioritized(render(logger, method, fields), fields.get("level", method))
 
     return with_priority
+
+
+def _for_terminal(render: Any) -> Any:
+    """Let each line take the place of what stands where it begins: see `supervisor.progress`."""
+
+    def in_place(logger: object, method: str, fields: _Fields) -> str:
+        return f"\x1b[K{render(logger, method, fields)}"
+
+    return in_place
 
 
 class _StandardError:
@@ -358,7 +495,7 @@ class _Lines:
         pass
 
     def msg(self, message: str) -> None:
-        _standard_error.write(message + "\n")
+        _standard_error.write(f"{redacted(message)}\n")
 
     log = debug = info = warning = warn = error = err = critical = fatal = failure = exception = msg
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Supervisor"]
 
+import math
 import os
 import random
 import signal
@@ -57,6 +58,7 @@ from supervisor.tuning import Tuning
 
 if TYPE_CHECKING:
     from supervisor.monitoring import Monitoring
+    from supervisor.progress import Progress
     from supervisor.spokesman import Spokesman
 
 MAX_DELAY = 366 * 86400.0  # seconds that a worker can ask for to become ready
@@ -87,9 +89,10 @@ class Supervisor:
     Args:
         settings: the configuration.
         spare: a template that was launched while the configuration was read.
-        on_ready: called once, when every group is ready for the first time.
+        on_ready: called once, when every group is ready for the first time, with the seconds that took.
         on_finish: called once, with how each worker came through the stop.
         spokesman: who tells a service manager how it stands; None where there is none.
+        terminal: writes to the terminal that shows the log, if there is one: what is under way.
 
     Raises:
         AlreadyRunningError: a supervisor of this name runs.
@@ -104,9 +107,10 @@ class Supervisor:
         settings: Settings,
         spare: Template | None,
         *,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[float], None],
         on_finish: Callable[[ac.Finish], None],
         spokesman: Spokesman | None = None,
+        terminal: Callable[[str], object] | None = None,
     ) -> None:
         self._generations = Generations(settings)
         self._on_ready = on_ready
@@ -126,6 +130,7 @@ class Supervisor:
             oom_kills=self._oom_counter.read(),
         )
         self._monitoring = self._monitored(settings.supervisor.listen)
+        self._progress = self._shown(terminal)
         self._reserve(settings, {})
         self._signals = Signals()
         self._control = Control(runtime_dir, self._dropped)
@@ -175,6 +180,7 @@ class Supervisor:
             self._log.info("supervisor.listening", url=self._monitoring.url)
         self._carry_out(self._fleet.start(time.monotonic()))
         self._tell_manager()
+        self._show_progress(time.monotonic())
         while self._finish is None:
             unwritten = log.backlog()
             if unwritten is not None:
@@ -204,6 +210,8 @@ class Supervisor:
                 self._examinations.next_deadline(),
                 None if self._monitoring is None else self._monitoring.next_deadline(),
                 self._spokesman.next_deadline() if self._spokesman is not None else None,
+                self._progress.next_deadline() if self._progress is not None else None,
+                log.repeats_due(),
             )
             if due is not None
         ]
@@ -238,12 +246,18 @@ class Supervisor:
         if done is not None:
             self._announce(done)
         self._answer_inquiries(time.monotonic())
+        self._show_progress(time.monotonic())
+        log.sum_up(time.monotonic())
         self._tell_manager()  # before those who wait for the end of a reload hear of it
         self._followers.feed()
 
     def _tell_manager(self) -> None:
         if self._spokesman is not None:
             self._spokesman.tell(self._fleet, time.monotonic())
+
+    def _show_progress(self, now: float) -> None:
+        if self._progress is not None:
+            self._progress.turn(self._fleet.phase, now, is_rolling=self._fleet.is_rolling)
 
     def _hear_of_processes(self) -> None:
         """Take what has happened to processes; an end lies after all that its worker has said."""
@@ -362,7 +376,8 @@ class Supervisor:
         if not any(report.leaked for report in drained.reports.values()):
             self._lending.closed_all(worker)
         reports = claims.close_reports(drained, self._pools_of(worker))
-        self._handle(ev.WorkerDrained(worker, reports))
+        life = claims.life(drained, self._pools_of(worker))
+        self._handle(ev.WorkerDrained(worker, reports, life))
         self._control.to_worker(worker, protocol.Farewell())
 
     def _pools_of(self, worker: str) -> tuple[str, ...]:
@@ -688,6 +703,14 @@ class Supervisor:
             },
         }
 
+    def _shown(self, terminal: Callable[[str], object] | None) -> Progress | None:
+        """Return what shows in the terminal what is under way; where there is none, nothing does."""
+        if terminal is None:
+            return None
+        from supervisor.progress import Progress
+
+        return Progress(terminal, self._fleet.snapshot)
+
     def _monitored(self, address: str) -> Monitoring | None:
         """Return what answers over HTTP; who does not want that does not pay for it."""
         if not address:
@@ -796,7 +819,7 @@ class Supervisor:
             case "scale.failed":
                 self._tuning.scale_failed(announce.fields)
             case "supervisor.ready":
-                self._on_ready()
+                self._on_ready(announce.fields["seconds"])
             case "supervisor.stopping":
                 # Who connects from now on is refused at once, when the workers have closed theirs.
                 self._sockets.close()
@@ -833,6 +856,9 @@ class Supervisor:
         self._followers.close()
         if self._monitoring is not None:
             self._monitoring.close()
+        log.sum_up(math.inf)
+        if self._progress is not None:
+            self._progress.erase()
         self._on_finish(self._finish)
         if self._spokesman is not None:
             self._spokesman.close()

@@ -360,7 +360,7 @@ def _is_fit(metric: Metric) -> bool:
     names = (metric.name, *metric.labels)
     return (
         all(_NAME.fullmatch(name) for name in names)
-        and not metric.name.startswith(("supervisor_", "db_client_"))
+        and not metric.name.startswith(("supervisor_", "db_client_", "process_"))
         and len({"group", "le", *metric.labels}) == len(metric.labels) + 2
         and list(metric.bounds) == sorted(set(metric.bounds))
     )

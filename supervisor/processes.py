@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from supervisor import protocol
 
 # A black box keeps the last words only: a worker that floods it harms nobody.
+KIB = 1024  # bytes; the kernel tells sizes in these
 MAX_BLACK_BOX = 1 << 18
 # What a lifeline carries beside text: numbers of signals.
 _NO_TEXT = bytes(byte for byte in range(32) if byte not in b"\n\t")
@@ -124,6 +125,7 @@ class _Child:
     dump_due: float | None = None
     code: int | None = None
     signal: int | None = None
+    used: resource.struct_rusage | None = None  # by it and all that it has waited for
     leftovers: dict[int, str] = field(default_factory=dict)  # pidfds of what it left behind
     left_names: list[str] = field(default_factory=list)
     sweeps: int = 0  # how often what it left behind was killed
@@ -564,13 +566,14 @@ class Processes:
         return ev.StacksTaken(child.worker, stacks, missing)
 
     def _worker_ended(self, child: _Child) -> Iterator[Report]:
-        ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
-        if ended is None:
+        # It is our child and not reaped, so the number is its own; only this tells what it has used.
+        pid, status, child.used = os.wait4(child.pid, os.WNOHANG)
+        if not pid:
             return
-        if ended.si_code == os.CLD_EXITED:
-            child.code = ended.si_status
+        if os.WIFEXITED(status):
+            child.code = os.WEXITSTATUS(status)
         else:
-            child.signal = ended.si_status
+            child.signal = os.WTERMSIG(status)
         read = 0  # so much at most: what it has left behind may write on and on
         while read < MAX_BLACK_BOX and (words := _receive(child.lifeline)[0]):
             read += len(words)
@@ -592,8 +595,15 @@ class Processes:
             del self._children[child.worker]
             stacks = child.black_box.decode(errors="replace") if child.signal is not None else ""
             self._release(child)
+            used = child.used
             yield ev.WorkerExited(
-                child.worker, child.code, child.signal, tuple(child.left_names), stacks
+                child.worker,
+                child.code,
+                child.signal,
+                tuple(child.left_names),
+                stacks,
+                max_rss_bytes=0 if used is None else used.ru_maxrss * KIB,
+                cpu_seconds=0.0 if used is None else used.ru_utime + used.ru_stime,
             )
 
     def _kill_leftovers(self, child: _Child) -> None:

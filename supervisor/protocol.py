@@ -453,10 +453,37 @@ class LeakFound(Message, frozen=True):
     stack: str
 
 
+class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one pool in a worker's life: who got a connection, who had to wait, who did not."""
+
+    acquires: Count = 0
+    waited: Count = 0
+    wait_seconds: Seconds = 0.0
+    timeouts: Count = 0
+    leaks: Count = 0
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker has done, told when it ends.
+
+    `abandoned` are the jobs that were still in flight then. Of those that were in flight when it was
+    told to end, or began after that, `finished` came to their end and `aborted` did not.
+    """
+
+    done: Count
+    failed: Count
+    cancelled: Count
+    abandoned: Count
+    finished: Count
+    aborted: Count
+    pools: dict[str, PoolUse]
+
+
 class Drained(Message, frozen=True):
     """The pools are closed and nothing is waited for any more: the last message of a worker."""
 
     reports: dict[str, CloseReport]
+    life: Life | None = None
 
 
 class Usage(Message, frozen=True):

@@ -7,6 +7,8 @@ __all__ = ["follow"]
 from typing import Any, TextIO
 
 from supervisor.client import Client
+from supervisor.core.roll import Progress
+from supervisor.core.underway import rolled
 from supervisor.errors import SupervisorError
 from supervisor.protocol import Accepted, FetchEvents, GetStatus
 
@@ -85,9 +87,4 @@ def _progress(status: dict[str, Any]) -> str:
     roll = status["roll"]
     if roll is None:
         return status["state"]  # type: ignore[no-any-return]
-    what = "going back" if roll["is_going_back"] else "rolling"
-    moving = ", ".join(f"{worker} {phase}" for worker, phase in roll["moving"])
-    return (
-        f"{what} {roll['replaced']}/{roll['total']} to generation {roll['generation']}"
-        f"{': ' if moving else ''}{moving}"
-    )
+    return rolled(Progress(**roll))

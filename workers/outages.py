@@ -11,6 +11,7 @@ __all__ = ["Outages"]
 
 from collections.abc import Callable, Iterator, Mapping
 
+from supervisor import log
 from supervisor.protocol import Reachable, Unreachable
 from workers.context import Cancelled, DeadlineExceeded
 from workers.pool.shell import Shell
@@ -62,7 +63,7 @@ class Outages:
             self._send(Reachable(pool))
         else:
             self._known.add(pool)
-            words = " ".join(f"{type(error).__name__}: {error}".split())
+            words = log.redacted(" ".join(f"{type(error).__name__}: {error}".split()))
             if len(words) > MAX_ERROR:
                 words = words[:MAX_ERROR] + " …"
             self._send(Unreachable(pool, words.encode(errors="backslashreplace").decode()))

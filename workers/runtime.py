@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import math
 import os
 import signal
 import sys
@@ -46,10 +47,12 @@ from supervisor.protocol import (
     Hello,
     Leak,
     LeakFound,
+    Life,
     PoolLimits,
     PoolSettings,
     PoolStats,
     PoolTimings,
+    PoolUse,
     Ready,
     Report,
     SessionsEnded,
@@ -157,6 +160,8 @@ def live(
             sys.stdout.flush()
         with contextlib.suppress(Exception):
             sys.stderr.flush()
+        with contextlib.suppress(Exception):
+            log.sum_up(math.inf)
         log.flush(log.PATIENCE)
         os._exit(code)
 
@@ -175,6 +180,7 @@ class _Runtime:
         if (assignment.log_format, assignment.log_level) != log.in_force:
             log.change(assignment.log_format, assignment.log_level)
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
+        self._when_told: Tally | None = None  # what had become of its jobs then
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
         self._reports: dict[str, CloseReport] = {}
@@ -200,6 +206,8 @@ class _Runtime:
         self._leases = Leases(assignment.pools, self._link.send, self._link.call_at, self._resize)
         self._outages = Outages(self._pools, self._link.send)
         self._watch_signals()
+        log.conceal(pool.url for pool in assignment.pools.values())
+        log.correlate(self._in_hand, self._link.call_at)
         self._worker = Worker(
             id=assignment.worker,
             group=assignment.group,
@@ -212,6 +220,14 @@ class _Runtime:
             on_delay=lambda seconds: self._link.send(Delayed(seconds)),
             sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
         )
+
+    def _in_hand(self) -> dict[str, Any]:
+        """Return the fields of the job in which the first line of the log is written. Any thread."""
+        from workers import correlation  # for those who write lines only
+
+        in_hand = functools.partial(correlation.fields_of, self._worker)
+        log.correlate(in_hand, self._link.call_at)
+        return in_hand()
 
     def run(self) -> int:
         """Live the whole life; return the exit code."""
@@ -374,6 +390,7 @@ class _Runtime:
             if self._deadline is not None and deadline >= self._deadline:
                 return []
             self._deadline = deadline
+        self._when_told = self._when_told or self._worker.jobs.tally()
         self._worker.accepting.cancel(cause)
         return [
             (abort_at, lambda: self._worker.ctx.cancel(cause)),
@@ -392,6 +409,9 @@ class _Runtime:
         try:
             entry = self._entry_point()
             if entry.loop is not None:
+                from workers import correlation
+
+                self._worker.bind = correlation.bind
                 self._loop = entry.loop
                 entry.loop.run(self._open_and_await(entry))
             else:
@@ -454,7 +474,7 @@ class _Runtime:
     def _fail(self, exc: BaseException) -> int:
         self._failed = True
         if isinstance(exc, ProgramError):
-            last_lines = _sendable(exc.last_lines, MAX_TRACEBACK)
+            last_lines = _sendable(log.redacted(exc.last_lines), MAX_TRACEBACK)
             self._link.send(Failed(error=_sendable(str(exc), MAX_ERROR), traceback=last_lines))
             return exc.exit_code
         summary = traceback.TracebackException(type(exc), exc, None)
@@ -463,8 +483,8 @@ class _Runtime:
         text = "".join(traceback.format_exception(exc))
         self._link.send(
             Failed(
-                error=_sendable(error, MAX_ERROR),
-                traceback=_sendable(text, MAX_TRACEBACK),
+                error=_sendable(log.redacted(error), MAX_ERROR),
+                traceback=_sendable(log.redacted(text), MAX_TRACEBACK),
                 pool=self._outages.behind(exc),
             )
         )
@@ -519,7 +539,21 @@ class _Runtime:
             )
         if self._assignment.figures:
             self._link.send(self._report(0))  # so that nothing that was counted is lost
-        self._link.finish(Drained(reports=self._reports), FAREWELL)
+        self._link.finish(Drained(self._reports, self._life()), FAREWELL)
+
+    def _life(self) -> Life:
+        """Return what it has done, for the one line that is written about it."""
+        tally, before = self._worker.jobs.tally(), self._when_told
+        assert before is not None  # it is drained because somebody has told it to end
+        return Life(
+            done=tally.done,
+            failed=tally.failed,
+            cancelled=tally.cancelled,
+            abandoned=tally.in_flight,
+            finished=tally.done + tally.failed - before.done - before.failed,
+            aborted=tally.cancelled - before.cancelled + tally.in_flight,
+            pools={name: _use(pool) for name, pool in self._pools.items()},
+        )
 
     def _last_grace(self) -> float:
         # The closing context leaves half of the margin; what leaks must not cost all of that.
@@ -648,6 +682,17 @@ def _sendable(text: str, most: int) -> str:
 
 def _stats(stats: Any) -> PoolStats:
     return PoolStats(**{name: getattr(stats, name) for name in PoolStats.__struct_fields__})
+
+
+def _use(pool: AnyPool) -> PoolUse:
+    stats, uses = pool.stats(), pool.histograms()["use"]
+    return PoolUse(
+        acquires=uses.count + stats.in_use,
+        waited=stats.wait_count,
+        wait_seconds=stats.wait_seconds,
+        timeouts=stats.timeouts,
+        leaks=stats.leaks,
+    )
 
 
 def _report(report: Any) -> CloseReport:

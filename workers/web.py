@@ -20,6 +20,8 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
+import re
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Literal
 
@@ -32,6 +34,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from workers.context import Cancelled, Context
+from workers.correlation import bind
 from workers.worker import Worker
 
 # No other loop: that would set the backlog of all workers' sockets to its own.
@@ -45,6 +48,8 @@ LOOK_AGAIN = 0.01  # seconds; while connections are waited for
 TURNS = 5  # of the event loop; from an accept to the protocol it takes three
 LAST_MOMENT = 0.25  # seconds for what has been cancelled
 MAX_NAME = 200  # characters of a job's name
+# Of a request that somebody before us has named. Anything else could write what it likes into the log.
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:+/=@-]{0,127}")
 
 Interface = Literal["asgi", "wsgi"]
 
@@ -231,6 +236,23 @@ def _as_asgi(worker: Worker, app: Any) -> _Asgi:
     return WSGIMiddleware(with_worker, workers=worker.options.get("threads", 10))  # type: ignore[return-value, arg-type]
 
 
+class _Identity:
+    """What names a request in the lines of the log: an id of its own, once somebody wants it."""
+
+    __slots__ = ("_fields", "_scope")
+
+    def __init__(self, scope: _Scope) -> None:
+        self._scope = scope
+        self._fields: dict[str, str] = {}
+
+    def __call__(self) -> dict[str, str]:
+        if not self._fields:
+            told = dict(reversed(self._scope["headers"])).get(b"x-request-id", b"")
+            is_sane = _SANE_ID.fullmatch(told) is not None
+            self._fields = {"request_id": told.decode() if is_sane else os.urandom(8).hex()}
+        return self._fields
+
+
 class _Requests:
     """The application with a job around each request.
 
@@ -276,6 +298,7 @@ class _Requests:
         name = f"{scope['method']} {scope['path']}"[:MAX_NAME]
         try:
             with self._worker.job(name) as job:
+                bind(job, _Identity(scope))
                 scope["state"]["job"] = job
                 if self._may_interrupt:
                     async with job.ctx.with_cancel():

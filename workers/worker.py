@@ -35,7 +35,7 @@ class Job:
     Where the group has a `hang_timeout`, that is how long the block may take; see `busy_until`.
     """
 
-    __slots__ = ("_ledger", "ctx", "ident", "name", "place", "since", "until")
+    __slots__ = ("_ledger", "ctx", "ident", "name", "number", "place", "since", "until")
 
     def __init__(self, ledger: Ledger, name: str, ctx: Context) -> None:
         self._ledger = ledger
@@ -44,6 +44,7 @@ class Job:
         self.since = 0.0  # monotonic; this and the ident as of its begin
         self.until = 0.0  # what busy_until has declared
         self.ident = 0  # of the thread that has it in hand
+        self.number: int  # of those with lines in the log; there once it has one
         self.place = 0  # of its entry in the scoreboard, which writes this
 
     @property
@@ -143,8 +144,7 @@ class Ledger:
 
     def in_flight(self) -> list[Job]:
         """Return the jobs that have begun and not ended, in the order of their begin."""
-        with self._lock:
-            return list(self._jobs.values())
+        return list(self._jobs.values())  # atomic, and a signal's handler may log
 
     def tally(self) -> Tally:
         """Return what became of them so far."""
@@ -221,6 +221,7 @@ class Worker:
         self._ready = threading.Lock()
         self._lock = threading.Lock()
         self._metrics: Metrics | None = None
+        self.bind: Callable[[Job], object] | None = None  # of jobs to tasks, see `correlation`
         self.jobs = Ledger() if jobs is None else jobs
 
     def ready(self) -> None:
@@ -240,7 +241,10 @@ class Worker:
 
     def job(self, name: str) -> Job:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""
-        return Job(self.jobs, name, self.ctx.with_cancel())
+        job = Job(self.jobs, name, self.ctx.with_cancel())
+        if self.bind is not None:
+            self.bind(job)
+        return job
 
     def busy_until(self, limit: float | Context) -> None:
         """Declare that the work in hand is going to be busy for a while, for whoever has no Job.

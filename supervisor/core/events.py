@@ -104,9 +104,14 @@ class WorkerAcknowledged(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class WorkerDrained(WorkerEvent):
-    """It says that nothing is in flight and its pools are closed; `reports` by pool."""
+    """It says that nothing is in flight and its pools are closed; `reports` by pool.
+
+    `life` is what it has done: its `jobs` by outcome, the use of its `pools`, and what became of the
+    jobs that were in flight `in_stop`. Empty where it does not tell.
+    """
 
     reports: Mapping[str, Any] = field(default_factory=dict)
+    life: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,8 @@ class WorkerExited(WorkerEvent):
 
     Exactly one of `code` and `signal` is set. `leftovers` names processes that the worker had
     left behind in its group, and that were killed; `stacks` what it wrote when it crashed.
-    `oom_kills` is the kernel's count of them by now, where it was looked at.
+    `oom_kills` is the kernel's count of them by now, where it was looked at. How large it has been
+    and how long it has computed is the kernel's word, too; 0 where it is not known.
     """
 
     code: int | None = None
@@ -154,6 +160,8 @@ class WorkerExited(WorkerEvent):
     leftovers: tuple[str, ...] = ()
     stacks: str = ""
     oom_kills: int | None = None
+    max_rss_bytes: int = 0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,9 @@ class Fleet:
         self._serials: Counter[str] = Counter()  # the last number given, by group
         self._waitgroup = WaitGroup()
         self._outbox: list[ac.Action] = []  # shared with every worker; emptied by _take
+        self._began = 0.0
         self._stop_began = 0.0
+        self._stop_causes: list[str] = []  # who asked for it, and who hurried it
         self._stop_deadline = NEVER
         self._killed_before: set[str] = set()  # whose SIGKILL is no doing of the stop
         self._ended: list[Worker] = []  # those that ended during the stop, for its report
@@ -142,11 +144,11 @@ class Fleet:
 
     def start(self, now: float) -> list[ac.Action]:
         """Return what brings up every group. Called once, before anything else."""
-        self._measured_at = now
+        self._began = self._measured_at = now
         if not self._rolls.prepare_start(now):
             for slot in self._slots():
                 self._spawn(slot, now)
-        self._note_readiness()
+        self._note_readiness(now)
         return self._take()
 
     def handle(self, event: ev.Event, now: float) -> list[ac.Action]:
@@ -179,7 +181,7 @@ class Fleet:
             case _:
                 assert_never(event)
         self._note_outages(now)
-        self._note_readiness()
+        self._note_readiness(now)
         return self._take()
 
     def next_deadline(self) -> float | None:
@@ -291,7 +293,7 @@ class Fleet:
         self._waitgroup.forget(worker.id)
         if self._phase is Phase.STOPPING:
             self._ended.append(worker)
-            self._finish_if_all_ended()
+            self._finish_if_all_ended(now)
             return
         if self._rolls.ended(worker, slot, how, now):
             slot.group.ended_in_a_roll(slot, worker, now)
@@ -344,7 +346,7 @@ class Fleet:
             **({"pool": pool} if pool else {}),
         )
 
-    def _note_readiness(self) -> None:
+    def _note_readiness(self, now: float) -> None:
         for group in self._groups.values():
             group.note_readiness()
         if self._phase is Phase.RELOADING and not self._rolls.is_reloading:
@@ -353,7 +355,10 @@ class Fleet:
             self._phase = Phase.READY
             self._was_ready = True
             self.announce(
-                "supervisor.ready", generation=self._rolls.generation, workers=len(self._workers)
+                "supervisor.ready",
+                generation=self._rolls.generation,
+                workers=len(self._workers),
+                seconds=_round(now - self._began),
             )
 
     # --- rolls: what they need of the fleet --------------------------------------------------------
@@ -450,6 +455,7 @@ class Fleet:
             for group in self._groups.values():
                 group.give_up_plans()
         self._stop_deadline = notice.deadline
+        self._stop_causes.append(cause)
         self.announce(
             "supervisor.stopping",
             cause=cause,
@@ -458,9 +464,9 @@ class Fleet:
         )
         for worker in self._workers.values():
             worker.cancel(notice, now)
-        self._finish_if_all_ended()
+        self._finish_if_all_ended(now)
 
-    def _finish_if_all_ended(self) -> None:
+    def _finish_if_all_ended(self, now: float) -> None:
         if self._workers:
             return
         if self._waitgroup.outstanding:
@@ -477,8 +483,27 @@ class Fleet:
             drained=sum(outcome.drained is not None for outcome in outcomes),
             killed=killed,
             failed_groups=failed,
+            **self._account(outcomes, now),
         )
         self._outbox.append(ac.Finish(exit_code, outcomes))
+
+    def _account(self, outcomes: tuple[ac.Outcome, ...], now: float) -> dict[str, Any]:
+        """Return what the whole stop came to: one line tells it all."""
+        cause, *hurried_by = self._stop_causes
+        reports = [report for outcome in outcomes for report in outcome.reports.values()]
+        in_stop = [worker.life["in_stop"] for worker in self._ended if worker.life]
+        return {
+            "cause": cause,
+            **({"hurried_by": hurried_by} if hurried_by else {}),
+            "grace_seconds": _round(self._stop_deadline - self._stop_began),
+            "seconds": _round(now - self._stop_began),
+            "acknowledged": sum(outcome.acknowledged is not None for outcome in outcomes),
+            "jobs": {what: sum(each[what] for each in in_stop) for what in ("finished", "aborted")},
+            "connections": {
+                "closed": sum(report["closed"] for report in reports),
+                "leaked": sum(len(report["leaked"]) for report in reports),
+            },
+        }
 
     def _outcome(self, worker: Worker) -> ac.Outcome:
         def since(step: Step) -> float | None:

@@ -35,6 +35,7 @@ class GroupSnapshot:
     Those that are `finished` ended as they should, and are not replaced.
     `next_restart` is when somebody is tried there next, None where that depends on another's success.
     `cause` is why it has failed, waits or restarts, "" where it does none of these.
+    With `before` it runs to its end before the others start.
     """
 
     name: str
@@ -47,6 +48,7 @@ class GroupSnapshot:
     finished: int = 0
     cause: str = ""
     waiting_for: Outage | None = None
+    before: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def of_group(group: Group, ready: int) -> GroupSnapshot:
         finished=sum(slot.finished for slot in group.slots),
         cause=_cause_of(group),
         waiting_for=group.outage,
+        before=group.spec.before,
     )
 
 

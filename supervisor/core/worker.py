@@ -109,6 +109,7 @@ class Step(Enum):
 
 _LATE_STACKS = "it wrote none in time"
 _NO_WORDS = "it did not answer, and without a hang_timeout nothing is written down"
+_ENDS_SERVICE = (Step.CANCELLED, Step.DRAINED, Step.FAILED)
 _BEFORE_THE_LADDER = (Step.SPAWNED, Step.REGISTERED, Step.READY)
 
 
@@ -133,6 +134,7 @@ class Worker:
         "_cause",
         "_halted",
         "_hang_timeout",
+        "_has_stacks",
         "_outages",
         "_outbox",
         "_overdue",
@@ -153,6 +155,7 @@ class Worker:
         "id",
         "kill_reason",
         "leaving",
+        "life",
         "pid",
         "reason",
         "reports",
@@ -185,6 +188,8 @@ class Worker:
         self.deadline = NEVER  # by when it must be gone, once that is settled
         self.history: dict[Step, float] = {}  # when each step was taken, in the order of the steps
         self.reports: Mapping[str, Any] = {}  # pool -> close report, as it said
+        self.life: Mapping[str, Any] = {}  # what it has done, as it said
+        self._has_stacks = False  # some event has its stacks
         self.fault = ""  # why it counts as failed even when it ends with code 0
         self.error = ""  # what its code has raised
         self.failed = False  # settled by its end, as is the cause
@@ -245,7 +250,7 @@ class Worker:
             case ev.WorkerAcknowledged():
                 self._acknowledged(now)
             case ev.WorkerDrained():
-                self._drained(report.reports, now)
+                self._drained(report, now)
             case ev.WorkerFailed():
                 self._raised(report, now)
             case ev.WorkerUnreachable() | ev.WorkerReachable():
@@ -320,13 +325,14 @@ class Worker:
         self.due = self.deadline
         self._announce("worker.acknowledged", **self._since_cancel(now))
 
-    def _drained(self, reports: Mapping[str, Any], now: float) -> None:
+    def _drained(self, report: ev.WorkerDrained, now: float) -> None:
         self.history[Step.DRAINED] = now
-        self.reports = reports
+        self.reports = report.reports
+        self.life = report.life
         if self.deadline == NEVER:  # its code has returned by itself
             self.deadline = now + self._terms.grace
         self.due = self.deadline
-        self._announce("worker.drained", reports=reports, **self._since_cancel(now))
+        self._announce("worker.drained", reports=report.reports, **self._since_cancel(now))
 
     def _raised(self, report: ev.WorkerFailed, now: float) -> None:
         self.history[Step.FAILED] = now
@@ -360,8 +366,18 @@ class Worker:
         details = {
             "reason": self.fault,
             "cause": self._cause_shown(),
+            "cancel_cause": self._cause,
+            "why": self.kill_reason,
+            "error": self.error,
             "leftovers": list(report.leftovers),
             "stacks": report.stacks,
+            "has_stacks": self._has_stacks or bool(report.stacks),
+            **self._durations(now),
+            "jobs": self.life.get("jobs"),
+            "in_stop": self.life.get("in_stop"),
+            "pools": self._pools_at_the_end(),
+            "max_rss_bytes": report.max_rss_bytes,
+            "cpu_seconds": _round(report.cpu_seconds),
         }
         self._announce(
             "worker.exited",
@@ -369,6 +385,33 @@ class Worker:
             uptime_seconds=_round(now - self.spawned_at),
             **{name: value for name, value in details.items() if value},
         )
+
+    def _durations(self, now: float) -> dict[str, float]:
+        """Return how long each part of its life took, as far as it has come."""
+        took = self.history
+        ends = (
+            ("ready_seconds", self.spawned_at, took.get(Step.READY)),
+            ("serving_seconds", took.get(Step.READY), self._first(*_ENDS_SERVICE) or now),
+            ("drain_seconds", took.get(Step.CANCELLED), took.get(Step.DRAINED)),
+            ("exit_seconds", took.get(Step.DRAINED) or took.get(Step.KILLED), now),
+        )
+        return {
+            name: _round(end - begin)
+            for name, begin, end in ends
+            if begin is not None and end is not None
+        }
+
+    def _first(self, *steps: Step) -> float | None:
+        return min((self.history[step] for step in steps if step in self.history), default=None)
+
+    def _pools_at_the_end(self) -> dict[str, dict[str, Any]]:
+        """Return of each pool how it was used, and how many connections were closed and lost."""
+        used = self.life.get("pools", {})
+        return {
+            pool: {**use, "closed": report["closed"], "leaked": len(report["leaked"])}
+            for pool, use in used.items()
+            if (report := self.reports.get(pool)) is not None
+        }
 
     def _cause_shown(self) -> str:
         """Return why it ended, "" where it was told to, or has done what it was for."""
@@ -522,6 +565,7 @@ class Worker:
         self.history[Step.KILLED] = now
         self.due = NEVER
         self.kill_reason = self._why_killed()
+        self._has_stacks |= bool(report.stacks)
         self._announce(
             "worker.killed",
             why=self.kill_reason,
@@ -553,6 +597,7 @@ class Worker:
         self._outbox.append(ac.Announce(event, self.who | fields))
 
     def _tell_hung(self, stacks: str, missing: str, now: float) -> None:
+        self._has_stacks |= bool(stacks)
         self._announce(
             "worker.hung",
             why=f"it {self.fault}",

@@ -11,6 +11,12 @@ from supervisor.core.jobs import JobSeen
 from supervisor.core.policy import Restart
 from tests.core.script import Script, brief, cancels, fields_of, group
 
+CLOSED = {"main": {"closed": 2, "leaked": ["where it was taken"]}}
+LIFE = {
+    "jobs": {"done": 30, "failed": 1, "cancelled": 1, "abandoned": 0},
+    "in_stop": {"finished": 3, "aborted": 1},
+    "pools": {"main": {"acquires": 40}},
+}
 ALL = [Restart.ALWAYS, Restart.ON_FAILURE, Restart.NEVER]
 
 
@@ -59,7 +65,11 @@ def test_the_fleet_is_ready_when_every_group_is_complete() -> None:
 
     assert "supervisor.ready" not in brief(first)
     assert brief(last)[-1] == "supervisor.ready"
-    assert fields_of("supervisor.ready", last) == {"generation": 1, "workers": 3}
+    assert fields_of("supervisor.ready", last) == {
+        "generation": 1,
+        "workers": 3,
+        "seconds": 2.0,
+    }
     assert "supervisor.ready" not in brief(again)
 
 
@@ -475,8 +485,9 @@ def test_each_worker_goes_through_cancelled_acknowledged_drained_exited() -> Non
     script = running("jobs-1")
     cancelled = script.at(100, ev.StopRequested("SIGTERM"))
     acknowledged = script.at(100.002, ev.WorkerAcknowledged("jobs-1"))
-    drained = script.at(101.5, ev.WorkerDrained("jobs-1", {"main": "closed"}))
-    exited = script.at(101.625, ev.WorkerExited("jobs-1", code=0))
+    drained = script.at(101.5, ev.WorkerDrained("jobs-1", CLOSED, LIFE))
+    end = ev.WorkerExited("jobs-1", code=0, max_rss_bytes=9_000_000, cpu_seconds=0.25)
+    exited = script.at(101.625, end)
     who = {"worker": "jobs-1", "group": "jobs", "pid": 1001, "generation": 1}
 
     assert fields_of("worker.cancelled", cancelled) == {
@@ -485,16 +496,43 @@ def test_each_worker_goes_through_cancelled_acknowledged_drained_exited() -> Non
         "grace_seconds": 30.0,
     }
     assert acknowledged == [ac.Announce("worker.acknowledged", {**who, "seconds": 0.002})]
-    assert drained == [
-        ac.Announce("worker.drained", {**who, "reports": {"main": "closed"}, "seconds": 1.5})
-    ]
+    assert drained == [ac.Announce("worker.drained", {**who, "reports": CLOSED, "seconds": 1.5})]
     assert exited == [
-        ac.Announce("worker.exited", {**who, "code": 0, "uptime_seconds": 101.625}),
+        ac.Announce(
+            "worker.exited",
+            {
+                **who,
+                "code": 0,
+                "uptime_seconds": 101.625,
+                "cancel_cause": "stop",
+                "ready_seconds": 10,
+                "serving_seconds": 90,
+                "drain_seconds": 1.5,
+                "exit_seconds": 0.125,
+                "jobs": LIFE["jobs"],
+                "in_stop": LIFE["in_stop"],
+                "pools": {"main": {"acquires": 40, "closed": 2, "leaked": 1}},
+                "max_rss_bytes": 9_000_000,
+                "cpu_seconds": 0.25,
+            },
+        ),
         ac.Announce(
             "supervisor.stopped",
-            {"exit_code": 0, "workers": 1, "drained": 1, "killed": [], "failed_groups": []},
+            {
+                "exit_code": 0,
+                "workers": 1,
+                "drained": 1,
+                "killed": [],
+                "failed_groups": [],
+                "cause": "SIGTERM",
+                "grace_seconds": 30.0,
+                "seconds": 1.625,
+                "acknowledged": 1,
+                "jobs": {"finished": 3, "aborted": 1},
+                "connections": {"closed": 2, "leaked": 1},
+            },
         ),
-        ac.Finish(0, (ac.Outcome("jobs-1", 0.002, 1.5, 1.625, "", {"main": "closed"}),)),
+        ac.Finish(0, (ac.Outcome("jobs-1", 0.002, 1.5, 1.625, "", CLOSED),)),
     ]
     assert script.snapshot().state == "stopping"
 
@@ -1199,3 +1237,35 @@ def test_a_group_of_many_is_counted_once_each() -> None:
 
     assert isinstance(finish, ac.Finish)
     assert (finish.exit_code, [o.worker for o in finish.outcomes]) == (0, workers)
+
+
+def test_the_end_of_a_killed_worker_says_why_and_where_its_stacks_are() -> None:
+    """What it has not said itself is not invented."""
+    script = running("jobs-1")
+    script.at(100, ev.StopRequested("SIGTERM"))
+    script.at(101, ev.WorkerAcknowledged("jobs-1"))
+    script.tick(130)
+    script.at(130.1, ev.StopNowRequested("SIGQUIT"))
+    script.at(130.125, ev.StacksTaken("jobs-1", "File x", "", ()))
+    actions = script.at(130.25, ev.WorkerExited("jobs-1", signal=9))
+
+    exited = fields_of("worker.exited", actions)
+    assert "did not drain" in exited["why"]
+    assert exited["has_stacks"] is True
+    assert exited["exit_seconds"] == 0.125
+    assert not {"drain_seconds", "jobs", "pools", "stacks"} & exited.keys()
+    stopped = fields_of("supervisor.stopped", actions)
+    assert (stopped["acknowledged"], stopped["killed"]) == (1, ["jobs-1"])
+    assert stopped["jobs"] == {"finished": 0, "aborted": 0}
+
+
+def test_a_stop_tells_who_has_hurried_it() -> None:
+    """And the grace that it was left with in the end."""
+    script = running("jobs-1")
+    script.at(100, ev.StopRequested("SIGTERM"))
+    script.at(101, ev.StopNowRequested("SIGTERM again"))
+    actions = script.at(101.25, ev.WorkerExited("jobs-1", code=0))
+
+    stopped = fields_of("supervisor.stopped", actions)
+    assert (stopped["cause"], stopped["hurried_by"]) == ("SIGTERM", ["SIGTERM again"])
+    assert (stopped["grace_seconds"], stopped["seconds"]) == (1.5, 1.25)

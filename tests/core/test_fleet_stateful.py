@@ -189,7 +189,7 @@ class World(RuleBasedStateMachine):
         """A worker does what it should do next, by what it has been told."""
         process = self.pick(index, is_known)
         if "worker.acknowledged" in process.told:
-            self.happens(ev.WorkerDrained(process.worker, {"main": "closed"}))
+            self.happens(ev.WorkerDrained(process.worker, {"main": {"closed": 1, "leaked": []}}))
         elif process.cancels:
             self.happens(ev.WorkerAcknowledged(process.worker))
         else:

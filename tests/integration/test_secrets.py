@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,56 @@ def test_a_password_is_written_nowhere(tmp_path):
         and CANARY.encode() in path.read_bytes()
     ]
     assert written == []
+
+
+OLD_REDIS = """
+import socket, threading
+def run(worker):
+    server = socket.create_server(("127.0.0.1", worker.options["port"]))
+    server.settimeout(0.05)
+    worker.ready()
+    while not worker.accepting.done:
+        try:
+            conn, _ = server.accept()
+        except TimeoutError:
+            continue
+        said = conn.recv(4096).decode().split()
+        quoted = ", ".join(f"`{word}`" for word in said if word[0] not in "*$")
+        conn.sendall(f"-ERR unknown command, with args beginning with: {quoted}\\r\\n".encode())
+        conn.close()
+"""
+ASKS = """
+def run(worker):
+    try:
+        with worker.pools["red"].acquire():
+            pass
+    except Exception as exc:
+        worker.log.exception("refused", also=str(exc))
+        worker.log.info("own.words", url="amqp://guest:%s@mq:5672/%%2F" % worker.options["word"])
+        raise RuntimeError(f"cannot use postgres://u:{worker.options['word']}@h/d") from exc
+"""
+
+
+def test_what_servers_and_users_quote_is_written_without_passwords(tmp_path):
+    """An old Redis repeats the command that it does not know: with the password in it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = (
+        f'[pools.red]\nurl = "redis://app:{CANARY}@127.0.0.1:{port}/0"\nacquire_timeout = "5s"\n'
+        + group("server", "old_redis:run", {"port": port}, pools=[])
+        + group("user", "asks:run", {"word": f"{CANARY}-2"}, max_restarts=1, backoff="300ms")
+    )
+    modules = {"old_redis": OLD_REDIS, "asks": ASKS}
+    with Supervised(tmp_path, config, modules=modules) as supervised:
+        supervised.event("own.words")
+        failed = supervised.event("worker.failed", group="user")
+        shown = supervised.command("events").stdout + supervised.command("status", "--json").stdout
+        supervised.stop()
+    assert "postgres://u:***@h/d" in failed["error"]
+    assert "amqp://guest:***@mq:5672" in supervised.text()
+    assert "args beginning with" in supervised.text()
+    assert "***" in supervised.events("refused")[0]["also"]
+    assert CANARY not in shown + supervised.text()
 
 
 def processes_that_show_it(supervised: Supervised) -> list[str]:

@@ -1,7 +1,8 @@
-"""The log's lines: what is for eyes cannot steer the terminal that shows it."""
+"""The log's lines: what is for eyes steers no terminal, and what is repeated is summed up in time."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -30,3 +31,39 @@ def test_no_line_steers_the_terminal(style: str) -> None:
     assert "owned" in done.stderr
     assert not {"\x1b", "\x07"} & set(done.stderr)
     assert (style == "json") is ("\n  second" not in done.stderr)
+
+
+REPEATS = r"""
+import time
+from supervisor import log
+log.configure("json", "info")
+asked = []
+log.correlate(dict, lambda when, action: asked.append(when - time.monotonic()))
+for number in range(25):
+    log.get_logger().warning("again")
+    log.get_logger().warning("an event", time="has its own")
+assert len(asked) == 1 and 0 < asked[0] <= 10, asked
+log.sum_up(time.monotonic())  # too early
+log.get_logger().info("between")
+log.sum_up(time.monotonic() + 10)
+log.get_logger().warning("again")
+log.flush(5.0)
+"""
+
+
+def test_what_was_held_back_is_told_when_its_time_is_over_though_nothing_is_logged() -> None:
+    """A timer is asked for once; then lines are written again."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPEATS], capture_output=True, text=True, check=True, cwd=REPO
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    names = [line["event"] for line in lines]
+    assert names.count("an event") == 25
+    assert [name for name in names if name != "an event"] == [
+        *["again"] * 10,
+        "between",
+        "log.repeated",
+        "again",
+    ]
+    (told,) = (line for line in lines if line["event"] == "log.repeated")
+    assert (told["line"], told["times"], told["level"]) == ("again", 15, "warning")

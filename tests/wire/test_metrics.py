@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -163,6 +165,27 @@ def test_both_formats_are_read_by_their_own_parser(metrics, accept, parse, media
 def test_the_pools_buckets_are_the_wires():
     """What a pool counts by is what the supervisor shows: neither may import the other."""
     assert stats.BOUNDS == protocol.POOL_SECONDS
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_the_supervisors_own_process_is_told_as_every_exporter_does(metrics, accept):
+    """In Prometheus's standard names: when it began, what it takes, how many descriptors it may have."""
+    text, _ = exposition(metrics.families(status(), POOLS), accept)
+    parse = parse_openmetrics if accept else parse_text
+
+    kinds = {f.name: f.type for f in parse(text.decode()) if f.name.startswith("process_")}
+    assert kinds == {
+        "process_cpu_seconds": "counter",
+        "process_max_fds": "gauge",
+        "process_open_fds": "gauge",
+        "process_resident_memory_bytes": "gauge",
+        "process_start_time_seconds": "gauge",
+        "process_virtual_memory_bytes": "gauge",
+    }
+    read = {s.name: s.value for family in parse(text.decode()) for s in family.samples}
+    assert -5.0 < time.time() - read["process_start_time_seconds"] < 86400.0
+    assert read["process_cpu_seconds_total"] > 0.0
+    assert 0 < read["process_open_fds"] <= read["process_max_fds"]
 
 
 # --- figures -------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workers.context import Cancelled, Context, DeadlineExceeded
+from workers.correlation import bind
 from workers.jobs.dialects import driver_errors, table_for
 from workers.jobs.options import Handler, Job, Options, find_handler
 from workers.jobs.owner import Owner, is_known_dead
@@ -316,6 +317,7 @@ class _Runner:
         with contextlib.suppress(_HandlerFailedError, Cancelled):
             try:
                 with self._worker.job(f"job {claim.id}") as unit:
+                    bind(unit, {"job_id": claim.id, "attempt": claim.attempts})
                     verdict, is_settled = self._perform(claim, unit)
                     if verdict is Verdict.FAILED:
                         raise _HandlerFailedError
