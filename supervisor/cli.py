@@ -37,7 +37,7 @@ _config = click.option(
     "config",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),  # reading it says why not, with 78
     help="The configuration, a TOML file.",
 )
 
