@@ -64,14 +64,22 @@ def client_endpoint(runtime_dir: Path) -> str:
 class RuntimeDir:
     """The private folder of one supervisor, locked for its life.
 
+    Args:
+        path: the folder; it is made where it is missing.
+        name: the supervisor's.
+        source: the file that names the folder, for who reads what is wrong with it.
+
     Raises:
         AlreadyRunningError: another supervisor holds the lock.
         ConfigError: the folder cannot be made, or is not private.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, source: str = "supervisor") -> None:
         self.path = path
+        self._source = source
         try:
+            if path.exists() and not path.is_dir():
+                raise self._unfit(f"{path} is no folder")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._demand_private(path)
             # A link would have us write into whatever it points to.
@@ -101,29 +109,28 @@ class RuntimeDir:
             else:
                 return True
 
-    @classmethod
-    def _demand_private(cls, path: Path) -> None:
+    def _demand_private(self, path: Path) -> None:
         """Have the folder be ours alone, without taking anything away from anybody."""
         found = path.stat()
         # Also a link must be ours: somebody else's would choose the folder.
         if {found.st_uid, path.lstat().st_uid} != {os.geteuid()}:
-            raise cls._unfit(f"{path} belongs to another user")
+            raise self._unfit(f"{path} belongs to another user")
         mode = stat.S_IMODE(found.st_mode)
+        strangers = sorted(set(os.listdir(path)) - set(_OURS)) if mode & 0o077 else []
         if mode & 0o022:
-            raise cls._unfit(f"{path} may be written to by other users; chmod 700 it")
-        if mode & 0o077:
-            strangers = sorted(set(os.listdir(path)) - set(_OURS))
-            if strangers:
-                raise cls._unfit(
-                    f"{path} is not private and holds other things ({strangers[0]}); "
-                    "name a folder of its own"
-                )
+            is_shared = strangers or mode & stat.S_ISVTX
+            remedy = "name a folder of its own" if is_shared else "chmod 700 it"
+            raise self._unfit(f"{path} may be written to by other users; {remedy}")
+        if strangers:
+            raise self._unfit(
+                f"{path} is not private and holds other things ({strangers[0]}); "
+                "name a folder of its own"
+            )
         if mode != 0o700:  # noqa: PLR2004
             path.chmod(0o700)
 
-    @staticmethod
-    def _unfit(message: str) -> ConfigError:
-        return ConfigError("supervisor", [Problem("supervisor.runtime_dir", message)])
+    def _unfit(self, message: str) -> ConfigError:
+        return ConfigError(self._source, [Problem("supervisor.runtime_dir", message)])
 
     def release(self) -> None:
         """Remove the sockets, then give up the lock. What a crash leaves is removed at a start."""

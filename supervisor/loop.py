@@ -117,7 +117,7 @@ class Supervisor:
         self._be_patient(settings)
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
-        self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
+        self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name, settings.source)
         self._journal = Journal()
         self._oom_counter = OomCounter()
         self._fleet = Fleet(

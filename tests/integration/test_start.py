@@ -127,6 +127,21 @@ def test_a_folder_that_somebody_else_may_write_to_is_refused(tmp_path):
     assert stat.S_IMODE(supervised.runtime_dir.stat().st_mode) == 0o777
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o777])
+def test_nobody_is_told_to_take_a_folder_away_from_others(tmp_path, mode):
+    """`runtime_dir = "/tmp"`: what others use is not to be made private, by hand neither."""
+    supervised = Supervised(tmp_path, group("idle", "idle"))
+    supervised.runtime_dir.mkdir()
+    if mode == 0o777:
+        (supervised.runtime_dir / "theirs").touch()
+    supervised.runtime_dir.chmod(mode)
+    with supervised:
+        assert supervised.wait() == 78
+        wait_until(lambda: not supervised.processes(), "the template launched in advance has gone")
+    assert "chmod" not in supervised.text()
+    assert "name a folder of its own" in supervised.text()
+
+
 def test_a_folder_that_others_may_only_read_is_made_private(tmp_path):
     """systemd makes RuntimeDirectory with 0755: nobody can have planted anything there."""
     supervised = Supervised(tmp_path, group("idle", "idle"))
@@ -181,7 +196,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, kind):
         assert supervised.wait() == 78
         wait_until(lambda: not supervised.processes(), "the template launched in advance has gone")
     (line,) = supervised.text().splitlines()
-    assert "supervisor.runtime_dir" in line
+    assert line.startswith(f"supervisor: {supervised.config}: supervisor.runtime_dir: ")
     assert str(supervised.runtime_dir) in line
 
 
