@@ -484,6 +484,7 @@ def test_a_supervisor_that_stands_still_does_not_hang_its_commands(tmp_path):
             assert command.returncode == 69
             assert len(err.splitlines()) == 1
             assert "does not answer" in err
+            assert f"kill -CONT {supervised.pid}" in err
         supervised.signal(signal.SIGCONT)
         assert supervised.status()["state"] == "ready"  # what was given up does not happen later
         assert supervised.stop() == 0

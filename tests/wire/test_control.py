@@ -470,6 +470,17 @@ def test_a_release_leaves_no_socket(tmp_path):
         Client(tmp_path / "run", "orders")
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"-1"])
+def test_a_lock_that_names_nobody_is_no_supervisor(tmp_path, content):
+    """Whoever holds it, and whatever it says: one sentence."""
+    lock = tmp_path / "lock"
+    lock.write_bytes(content)
+    with lock.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(NoSupervisorError, match="no supervisor named 'orders' runs here"):
+            Client(tmp_path, "orders")
+
+
 def test_a_folder_that_cannot_be_made_is_the_configurations_fault(tmp_path):
     """One problem, with the key and the reason."""
     (tmp_path / "file").touch()
