@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Control", "Flooded", "RuntimeDir", "client_endpoint"]
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -22,7 +23,13 @@ from typing import Any
 import zmq
 
 from supervisor.core.flood import Meter
-from supervisor.errors import AlreadyRunningError, ConfigError, Problem, WireError
+from supervisor.errors import (
+    AlreadyRunningError,
+    ConfigError,
+    Problem,
+    SupervisorError,
+    WireError,
+)
 from supervisor.protocol import (
     MAX_BYTES,
     FromClient,
@@ -72,6 +79,7 @@ class RuntimeDir:
     Raises:
         AlreadyRunningError: another supervisor holds the lock.
         ConfigError: the folder cannot be made, or is not private.
+        SupervisorError: its disk is full.
     """
 
     def __init__(self, path: Path, name: str, source: str = "supervisor") -> None:
@@ -86,15 +94,19 @@ class RuntimeDir:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = os.open(path / _LOCK, flags, 0o600)
         except OSError as exc:
-            raise self._unfit(f"{path}: {exc.strerror}") from exc
+            raise self._refused(exc) from exc
         if not self._locked():
             pid = os.read(self._lock, 32).decode(errors="replace").strip()
             os.close(self._lock)
             raise AlreadyRunningError(
                 f"a supervisor named {name!r} already runs (pid {pid or 'unknown'}) in {path}"
             )
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as exc:
+            os.close(self._lock)
+            raise self._refused(exc) from exc
 
     def _locked(self) -> bool:
         """Take the lock. A command that looks who holds it has it for a moment."""
@@ -128,6 +140,12 @@ class RuntimeDir:
             )
         if mode != 0o700:  # noqa: PLR2004
             path.chmod(0o700)
+
+    def _refused(self, exc: OSError) -> SupervisorError:
+        """Return what is wrong: the file, unless it is something that passes."""
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return SupervisorError(f"nothing can be written to {self.path}: {exc.strerror}")
+        return self._unfit(f"{self.path}: {exc.strerror}")
 
     def _unfit(self, message: str) -> ConfigError:
         return ConfigError(self._source, [Problem("supervisor.runtime_dir", message)])

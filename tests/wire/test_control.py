@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,12 @@ from supervisor import control as control_module
 from supervisor.client import Client
 from supervisor.control import Control, RuntimeDir, client_endpoint
 from supervisor.core import flood
-from supervisor.errors import AlreadyRunningError, ConfigError, NoSupervisorError
+from supervisor.errors import (
+    AlreadyRunningError,
+    ConfigError,
+    NoSupervisorError,
+    SupervisorError,
+)
 from supervisor.protocol import (
     MAX_BYTES,
     Acknowledged,
@@ -468,6 +474,24 @@ def test_a_release_leaves_no_socket(tmp_path):
     assert os.listdir(tmp_path / "run") == ["lock"]
     with pytest.raises(NoSupervisorError):
         Client(tmp_path / "run", "orders")
+
+
+def test_a_full_disk_is_no_mistake_of_the_file(tmp_path):
+    """It passes, so it must not be told from 78, which keeps systemd from trying again."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", small]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("nothing may be mounted here")
+    try:
+        (small / "filler").write_bytes(b"x" * 4096)
+        with pytest.raises(SupervisorError, match="nothing can be written to") as caught:
+            RuntimeDir(small, "orders")
+        assert caught.value.exit_code == 1
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage\n", b"-1"])
