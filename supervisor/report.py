@@ -240,7 +240,9 @@ def _lines(table: PrettyTable) -> str:
 
 
 def _after(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds * 1000:.1f} ms"
+    if seconds is None:
+        return "never"
+    return "before" if seconds < 0 else f"{seconds * 1000:.1f} ms"
 
 
 def _span(seconds: float) -> str:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from typing import Any, cast
 
-from supervisor.report import status_table
+import pytest
+
+from supervisor.client import Client
+from supervisor.core.actions import Finish, Outcome
+from supervisor.errors import SupervisorError
+from supervisor.protocol import Accepted, EventBatch
+from supervisor.report import status_table, stop_summary
+from supervisor.rolling import follow
 
 WORKER = {
     "id": "web-1",
@@ -60,3 +68,36 @@ def test_a_group_that_waits_says_for_what() -> None:
         ["web", "waiting", "0/1", "0", "pool", "main:", "refused"],
         ["jobs", "waiting", "0/1", "0", "for", "what", "runs", "before", "it"],
     ]
+
+
+def test_what_a_worker_did_before_the_stop_has_no_time_in_it() -> None:
+    """One that was being replaced already had acknowledged: before, not after -2.8 s."""
+    outcome = Outcome("web-1", -2.8, 0.004, 0.012, "", {})
+    (line,) = [line for line in stop_summary(Finish(0, (outcome,))).splitlines() if "web-1" in line]
+    assert line.split() == ["web-1", "before", "4.0", "ms", "12.0", "ms", "0", "0"]
+
+
+class OneBatch:
+    """Answers the one request with these events."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self._batch = EventBatch(events=list(events), last=len(events), missed=0, ended=False)
+
+    def ask(self, _request: object, _timeout: float | None = None) -> EventBatch:
+        return self._batch
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"worker": "web-2", "error": "it raised"}, "scale failed: web-2: it raised"),
+        ({"error": "superseded by a reload"}, "scale failed: superseded by a reload"),
+    ],
+)
+def test_a_failure_names_the_worker_if_there_is_one(fields: dict[str, str], said: str) -> None:
+    """Nothing stands between two colons."""
+    client = OneBatch({"event": "scale.failed", "target": "web", **fields})
+    accepted = Accepted(after=0, generation=1)
+    with pytest.raises(SupervisorError) as caught:
+        follow(cast("Client", client), "scale", "web", accepted, io.StringIO())
+    assert str(caught.value) == said
