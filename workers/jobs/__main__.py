@@ -18,7 +18,7 @@ import click
 from supervisor.config import PoolSettings, Settings, load, redacted
 from supervisor.errors import SupervisorError, UsageError
 from workers.context import Context, DeadlineExceeded
-from workers.jobs.dialects import driver_errors, table_for
+from workers.jobs.dialects import driver_errors, foreign, table_for
 from workers.jobs.table import STATES, Table, storable
 from workers.pool import Pool, PoolError
 
@@ -171,7 +171,7 @@ def _database(config: Path, group: str | None) -> Iterator[tuple[Any, Table]]:
     except Exception as exc:
         if not isinstance(exc, (PoolError, *driver_errors())):
             raise
-        problem = str(exc).strip()
+        problem = foreign(exc) or str(exc).strip()
         raise SupervisorError(f"pools.{name} ({redacted(pool.url)}): {problem}") from exc
 
 
