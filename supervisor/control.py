@@ -95,7 +95,7 @@ class RuntimeDir:
             self._lock = os.open(path / _LOCK, flags, 0o600)
         except OSError as exc:
             raise self._refused(exc) from exc
-        if not self._locked():
+        if not self._locked(self._lock):
             pid = os.read(self._lock, 32).decode(errors="replace").strip()
             os.close(self._lock)
             raise AlreadyRunningError(
@@ -104,16 +104,21 @@ class RuntimeDir:
         try:
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+            self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
             os.close(self._lock)
             raise self._refused(exc) from exc
+        # What tidies /tmp by age leaves alone, with all that is in it, a folder that is locked: else
+        # the lock itself would go, and nobody could find this supervisor, or start none beside it.
+        self._locked(self._folder)
 
-    def _locked(self) -> bool:
+    @staticmethod
+    def _locked(descriptor: int) -> bool:
         """Take the lock. A command that looks who holds it has it for a moment."""
         give_up = time.monotonic() + LOCK_DUE
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= give_up:
                     return False
@@ -157,6 +162,7 @@ class RuntimeDir:
         for name in (*_SOCKETS, *notify):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()
+        os.close(self._folder)
         os.close(self._lock)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -428,6 +429,25 @@ def test_a_folder_has_one_supervisor(tmp_path):
         RuntimeDir(tmp_path / "run", "orders")
     first.release()
     RuntimeDir(tmp_path / "run", "orders").release()
+
+
+def test_a_folder_in_use_is_not_tidied_away(tmp_path):
+    """Its own lock would go with what is old in /tmp: `systemd-tmpfiles` skips what is locked."""
+    folder = RuntimeDir(tmp_path / "run", "orders")
+    aged = tmp_path / "aged.conf"
+    aged.write_text(f"d {tmp_path} - - - abm:1s\n")
+    tidy = ["systemd-tmpfiles", "--clean", str(aged)]
+    look = os.open(folder.path, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(look, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(look)
+    if shutil.which(tidy[0]) is not None:
+        time.sleep(1.5)  # it must be older than that to be tidied away
+        subprocess.run(tidy, check=True, timeout=30.0)
+        assert os.listdir(folder.path) == ["lock"]
+    folder.release()
 
 
 def test_a_command_that_looks_for_a_supervisor_keeps_none_from_starting(tmp_path):
