@@ -37,7 +37,7 @@ _config = click.option(
     "config",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),  # reading it says why not, with 78
     help="The configuration, a TOML file.",
 )
 
@@ -441,19 +441,22 @@ def _left_out(name: str) -> Iterator[None]:
 
 def _greeting(settings: Settings, config: Path, seconds: float) -> str:
     """Say what to try next, with commands that can be copied."""
+    import shlex
+
     workers = sum(group.count for group in settings.groups.values() if not group.before)
+    file, at = shlex.quote(str(config)), _folder_to_name()
     try_next: list[tuple[str, str]] = [
-        (f"supervisor status -c {config}", "the fleet at a glance"),
-        (f"supervisor events --follow -c {config}", "what happens, as JSON lines"),
+        (f"{at}supervisor status -c {file}", "the fleet at a glance"),
+        (f"{at}supervisor events --follow -c {file}", "what happens, as JSON lines"),
     ]
     if any(group.run == "workers.jobs:run" for group in settings.groups.values()):
         try_next.append(
             (
-                f'find "$PWD" -name "*.py" | python -m workers.jobs add -c {config}',
+                f'find "$PWD" -name "*.py" | {at}python -m workers.jobs add -c {file}',
                 "files to hash",
             )
         )
-        try_next.append((f"python -m workers.jobs counts -c {config}", "how far it is"))
+        try_next.append((f"{at}python -m workers.jobs counts -c {file}", "how far it is"))
     width = max(len(command) for command, _ in try_next)
     lines = [f"  {command:{width}}   # {what}" for command, what in try_next]
     are_ready = f"{_count(workers, 'worker')} in {seconds:.1f} s"
@@ -466,6 +469,19 @@ def _greeting(settings: Settings, config: Path, seconds: float) -> str:
             "",
         ]
     )
+
+
+def _folder_to_name() -> str:
+    """Return the folder of our commands with a slash, "" where PATH has it, as `make run` does not."""
+    import shlex
+
+    ours = Path(sys.executable).parent
+    homes = (Path(folder) for folder in os.get_exec_path())
+    first = next((home for home in homes if (home / "supervisor").exists()), None)
+    if first == ours or not (ours / "supervisor").exists():
+        return ""
+    near = os.path.relpath(ours)
+    return shlex.quote(f"{ours if near.startswith('..') else near}/")
 
 
 def _count(number: int, noun: str) -> str:

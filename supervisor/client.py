@@ -66,9 +66,19 @@ class Client:
         answer = self.receive(timeout)
         if answer is None:
             raise NoSupervisorError(
-                f"the supervisor {self._name!r} (pid {self.pid}) does not answer"
+                f"the supervisor {self._name!r} (pid {self.pid}) does not answer{self._excuse()}"
             )
         return answer
+
+    def _excuse(self) -> str:
+        """Say so where it has been stopped, and how it goes on."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
+            return ""
+        if stat.rpartition(b")")[2].split()[0] not in {b"T", b"t"}:
+            return ""
+        return f": it is stopped, by SIGSTOP or Ctrl-Z; `kill -CONT {self.pid}` lets it go on"
 
     def send(self, request: FromClient) -> None:
         """Ask without waiting for the answer; for who has several kinds of request under way."""
@@ -132,7 +142,8 @@ class Client:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 raise self._none(runtime_dir)  # nobody holds it
-            return int(os.read(lock, 32) or b"0")
+            held_by = os.read(lock, 32).strip()
+            return int(held_by) if held_by.isdigit() else 0  # whoever it is, it has not said so
         finally:
             os.close(lock)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Control", "Flooded", "RuntimeDir", "client_endpoint"]
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -22,7 +23,13 @@ from typing import Any
 import zmq
 
 from supervisor.core.flood import Meter
-from supervisor.errors import AlreadyRunningError, ConfigError, Problem, WireError
+from supervisor.errors import (
+    AlreadyRunningError,
+    ConfigError,
+    Problem,
+    SupervisorError,
+    WireError,
+)
 from supervisor.protocol import (
     MAX_BYTES,
     FromClient,
@@ -64,36 +71,54 @@ def client_endpoint(runtime_dir: Path) -> str:
 class RuntimeDir:
     """The private folder of one supervisor, locked for its life.
 
+    Args:
+        path: the folder; it is made where it is missing.
+        name: the supervisor's.
+        source: the file that names the folder, for who reads what is wrong with it.
+
     Raises:
         AlreadyRunningError: another supervisor holds the lock.
         ConfigError: the folder cannot be made, or is not private.
+        SupervisorError: its disk is full.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, source: str = "supervisor") -> None:
         self.path = path
+        self._source = source
         try:
+            if path.exists() and not path.is_dir():
+                raise self._unfit(f"{path} is no folder")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._demand_private(path)
             # A link would have us write into whatever it points to.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = os.open(path / _LOCK, flags, 0o600)
         except OSError as exc:
-            raise self._unfit(f"{path}: {exc.strerror}") from exc
-        if not self._locked():
+            raise self._refused(exc) from exc
+        if not self._locked(self._lock):
             pid = os.read(self._lock, 32).decode(errors="replace").strip()
             os.close(self._lock)
             raise AlreadyRunningError(
                 f"a supervisor named {name!r} already runs (pid {pid or 'unknown'}) in {path}"
             )
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+            self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            os.close(self._lock)
+            raise self._refused(exc) from exc
+        # What tidies /tmp by age leaves alone, with all that is in it, a folder that is locked: else
+        # the lock itself would go, and nobody could find this supervisor, or start none beside it.
+        self._locked(self._folder)
 
-    def _locked(self) -> bool:
+    @staticmethod
+    def _locked(descriptor: int) -> bool:
         """Take the lock. A command that looks who holds it has it for a moment."""
         give_up = time.monotonic() + LOCK_DUE
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= give_up:
                     return False
@@ -101,29 +126,34 @@ class RuntimeDir:
             else:
                 return True
 
-    @classmethod
-    def _demand_private(cls, path: Path) -> None:
+    def _demand_private(self, path: Path) -> None:
         """Have the folder be ours alone, without taking anything away from anybody."""
         found = path.stat()
         # Also a link must be ours: somebody else's would choose the folder.
         if {found.st_uid, path.lstat().st_uid} != {os.geteuid()}:
-            raise cls._unfit(f"{path} belongs to another user")
+            raise self._unfit(f"{path} belongs to another user")
         mode = stat.S_IMODE(found.st_mode)
+        strangers = sorted(set(os.listdir(path)) - set(_OURS)) if mode & 0o077 else []
         if mode & 0o022:
-            raise cls._unfit(f"{path} may be written to by other users; chmod 700 it")
-        if mode & 0o077:
-            strangers = sorted(set(os.listdir(path)) - set(_OURS))
-            if strangers:
-                raise cls._unfit(
-                    f"{path} is not private and holds other things ({strangers[0]}); "
-                    "name a folder of its own"
-                )
+            is_shared = strangers or mode & stat.S_ISVTX
+            remedy = "name a folder of its own" if is_shared else "chmod 700 it"
+            raise self._unfit(f"{path} may be written to by other users; {remedy}")
+        if strangers:
+            raise self._unfit(
+                f"{path} is not private and holds other things ({strangers[0]}); "
+                "name a folder of its own"
+            )
         if mode != 0o700:  # noqa: PLR2004
             path.chmod(0o700)
 
-    @staticmethod
-    def _unfit(message: str) -> ConfigError:
-        return ConfigError("supervisor", [Problem("supervisor.runtime_dir", message)])
+    def _refused(self, exc: OSError) -> SupervisorError:
+        """Return what is wrong: the file, unless it is something that passes."""
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return SupervisorError(f"nothing can be written to {self.path}: {exc.strerror}")
+        return self._unfit(f"{self.path}: {exc.strerror}")
+
+    def _unfit(self, message: str) -> ConfigError:
+        return ConfigError(self._source, [Problem("supervisor.runtime_dir", message)])
 
     def release(self) -> None:
         """Remove the sockets, then give up the lock. What a crash leaves is removed at a start."""
@@ -132,6 +162,7 @@ class RuntimeDir:
         for name in (*_SOCKETS, *notify):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()
+        os.close(self._folder)
         os.close(self._lock)
 
 

@@ -136,7 +136,7 @@ def change(style: str, level: str) -> None:
 
 def _take(style: str, level: str) -> None:
     global in_force  # noqa: PLW0603  # a process has one log
-    colours = style == "console" and sys.stderr.isatty()
+    colours = style == "console" and _shows_colours()
     *processors, render = _console(colours=colours) if style == "console" else _json()
     if is_journal(2, os.environ):
         render = _for_journal(render)
@@ -153,6 +153,12 @@ def _take(style: str, level: str) -> None:
     ]
     _Logger.__bases__ = (_filtering(level),)
     in_force = (style, level)
+
+
+def _shows_colours() -> bool:
+    """Tell whether a person looks on, at a terminal that knows colours, and has not refused them."""
+    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not refused
 
 
 def _filtering(level: str) -> type:

@@ -82,6 +82,8 @@ _LEVELS = {
     "recycle.failed": "error",
 }
 
+_TOLD = ("", "dependency")  # causes of a worker's end that need no warning
+
 
 class Supervisor:
     """One supervisor, from its first worker to its last.
@@ -119,7 +121,7 @@ class Supervisor:
         self._be_patient(settings)
         self._log = log.get_logger()
         runtime_dir = Path(settings.supervisor.runtime_dir)
-        self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name)
+        self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name, settings.source)
         self._journal = Journal()
         self._oom_counter = OomCounter()
         self._fleet = Fleet(
@@ -809,6 +811,9 @@ class Supervisor:
         if self._spokesman is not None:
             self._spokesman.note(announce)
         level = _LEVELS.get(announce.event, "info")
+        # A crash says no other word. Who waits for a database is told of by `group.waiting`, once.
+        if announce.event == "worker.exited" and announce.fields.get("cause", "") not in _TOLD:
+            level = "warning"
         getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
         match announce.event:
             case "worker.exited":

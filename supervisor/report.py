@@ -59,7 +59,7 @@ def status_table(status: Mapping[str, Any]) -> str:
     )
     if any(worker["status"] for worker in status["workers"]):
         workers.add_column("", [worker["status"] for worker in status["workers"]], align="l")
-    return f"{head}\n\n{groups}\n\n{workers}"
+    return f"{head}\n\n{_lines(groups)}\n\n{_lines(workers)}"
 
 
 def _worker_row(worker: Mapping[str, Any]) -> list[Any]:
@@ -95,6 +95,8 @@ def _note(group: Mapping[str, Any]) -> str:
         notes.append("pool {pool}: {error}".format(**group["waiting_for"]))
     elif group["cause"]:
         notes.append(str(group["cause"]))
+    elif group["state"] == "waiting":
+        notes.append("for what runs before it")
     if group["next_restart_in_seconds"] is not None:
         notes.append(f"next try in {group['next_restart_in_seconds']:.1f} s")
     return "; ".join(notes)
@@ -113,7 +115,7 @@ def connections_table(checks: Iterable[PoolCheck]) -> str:
         for check in checks
     ]
     columns = ["pool", "server", "may need", "allowed", "", "connected now"]
-    return str(_table(columns, rows, left={"pool", "server", "may need", ""}))
+    return _lines(_table(columns, rows, left={"pool", "server", "may need", ""}))
 
 
 def _limit_cells(check: PoolCheck) -> list[Any]:
@@ -201,7 +203,7 @@ def stop_summary(finish: Finish) -> str:
         left={"worker"},
     )
     killed = [outcome for outcome in outcomes if outcome.killed]
-    lines = [str(table)] if outcomes else []
+    lines = [_lines(table)] if outcomes else []
     lines += [f"killed: {outcome.worker}: {outcome.killed}" for outcome in killed]
     lines += [leak for outcome in outcomes for leak in _leaks(outcome)]
     drained = sum(outcome.drained is not None for outcome in outcomes)
@@ -232,8 +234,15 @@ def _table(columns: list[str], rows: Iterable[list[Any]], left: set[str]) -> Pre
     return table
 
 
+def _lines(table: PrettyTable) -> str:
+    """Render it without the blanks at the ends, which one long cell would have wrap every line."""
+    return "\n".join(line.rstrip() for line in str(table).splitlines())
+
+
 def _after(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds * 1000:.1f} ms"
+    if seconds is None:
+        return "never"
+    return "before" if seconds < 0 else f"{seconds * 1000:.1f} ms"
 
 
 def _span(seconds: float) -> str:

@@ -77,10 +77,10 @@ def _conclusion(event: dict[str, Any], kind: str) -> str:
         return f"{kind} done{generation}{live}"
     if name == "reload.superseded":
         raise SupervisorError("the reload was superseded by a later one")
-    raise SupervisorError(
-        f"{name.replace('.', ' ').replace('_', ' ')}: {event.get('worker', '')}: "
-        f"{event.get('error', '')}\n{event.get('traceback', '')}".rstrip()
-    )
+    # Where no worker is to blame, as when a reload has superseded it, none is named.
+    said = [name.replace(".", " ").replace("_", " "), event.get("worker"), event.get("error")]
+    reason = ": ".join(filter(None, said))
+    raise SupervisorError(f"{reason}\n{event.get('traceback', '')}".rstrip())
 
 
 def _progress(status: dict[str, Any]) -> str:

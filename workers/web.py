@@ -5,6 +5,7 @@ A request in flight is a job, so it is counted, has a context, and is waited for
     cancel      the sockets are closed: the other workers take what comes. Requests in flight go on,
                 their responses say `Connection: close`; websockets are closed with 1012
     abort_at    requests in flight are cancelled; who has no response yet gets a 503
+    half of the time that is left then: WSGI requests whose threads go on are abandoned, likewise
     then        the application's lifespan ends, and the worker drains as any other
 
 The application finds its worker in `scope["state"]["worker"]` (ASGI, lifespan included) or
@@ -119,7 +120,8 @@ class _Site:
         is_wsgi = interface == "wsgi"
         asgi = _as_asgi(worker, app) if is_wsgi else app
         self._lifespan = None if is_wsgi else _Lifespan(worker, app, self._state)
-        self._server = _server(worker, _Requests(worker, asgi, may_interrupt=not is_wsgi))
+        self._requests = _Requests(worker, asgi, may_interrupt=not is_wsgi)
+        self._server = _server(worker, self._requests)
         self._server.lifespan.state = self._state
 
     async def run(self) -> None:
@@ -159,6 +161,9 @@ class _Site:
         # uvicorn has no event for the last of them; a stop lasts seconds at most.
         while (state.connections or state.tasks) and not self._closing.done:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_AGAIN)
+        self._requests.abandon()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         for connection in list(state.connections):
             connection.transport.abort()
 
@@ -267,6 +272,12 @@ class _Requests:
         self._worker = worker
         self._app = app
         self._may_interrupt = may_interrupt
+        self._in_threads: set[asyncio.Task[Any]] = set()
+
+    def abandon(self) -> None:
+        """Wait no longer for requests that are in threads: these end with the process."""
+        for task in self._in_threads:
+            task.cancel()
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "websocket":
@@ -304,11 +315,31 @@ class _Requests:
                     async with job.ctx.with_cancel():
                         await self._app(scope, receive, sending)
                 else:
-                    await self._app(scope, receive, sending)
+                    await self._in_thread(scope, receive, sending)
         except Cancelled as exc:
             self._worker.log.warning("request.cancelled", job=name, cause=str(exc.cause))
-            if not has_started:
-                await _answer_unavailable(sending)
+        except _AbandonedError:
+            self._worker.log.warning("request.abandoned", job=name)
+        else:
+            return
+        if not has_started:
+            await _answer_unavailable(sending)
+
+    async def _in_thread(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Serve a request in a thread, as long as that may take."""
+        task = asyncio.current_task()
+        assert task is not None  # uvicorn makes one for each request
+        self._in_threads.add(task)
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            raise _AbandonedError from None
+        finally:
+            self._in_threads.discard(task)
+
+
+class _AbandonedError(BaseException):
+    """A request's thread goes on, and nobody waits for it any more. No failure of the job's."""
 
 
 def _with_close(headers: Any) -> list[tuple[bytes, bytes]]:

@@ -46,10 +46,13 @@ def test_a_kill_from_outside_is_told_as_one(tmp_path):
     with Supervised(tmp_path, group("web", "idle", count=1)) as supervised:
         supervised.ready()
         os.kill(supervised.worker_pids()["web-1"], signal.SIGKILL)
-        assert supervised.event("worker.exited", worker="web-1")["cause"] == "killed"
+        ended = supervised.event("worker.exited", worker="web-1")
+        # Who asks the journal for warnings must find it: nothing else tells of this end.
+        assert (ended["cause"], ended["level"]) == ("killed", "warning")
         supervised.event("worker.ready", worker="web-2")
         assert supervised.stop() == 0
-        assert "cause" not in supervised.event("worker.exited", worker="web-2")
+        ended = supervised.event("worker.exited", worker="web-2")
+        assert ("cause" in ended, ended["level"]) == (False, "info")
 
 
 def test_a_worker_that_is_killed_for_memory_is_told_from_one_that_somebody_killed(tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.supervised import (
 FLEET = group("plain", "idle", count=2) + group("busy", "endless") + group("none", "idle", count=0)
 LIFE = ["worker.spawned", "worker.ready"]
 STOP = ["worker.cancelled", "worker.acknowledged", "worker.drained", "worker.exited"]
+JOBS = [sys.executable, "-m", "workers.jobs", "counts"]
 
 
 @pytest.fixture(scope="module")
@@ -403,6 +405,34 @@ def test_a_mistake_ends_with_its_code_and_a_sentence(tmp_path, words, code, said
     assert len(done.stderr.splitlines()) < 25
 
 
+# Also root is somebody who may not read a file, once its right to read all of them is gone.
+POWERLESS = (
+    ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+@pytest.mark.parametrize(
+    "command", [[*SUPERVISOR, "check"], [*SUPERVISOR, "start"], [*SUPERVISOR, "status"], JOBS]
+)
+def test_a_file_without_permission_is_a_wrong_configuration(tmp_path, command):
+    """78 as INTERFACE.md promises, or a unit's RestartPreventExitStatus=78 would go for nothing."""
+    config = tmp_path / "test.toml"
+    config.write_text(group("jobs", "workers.jobs:run"), encoding="utf-8")
+    config.chmod(0)
+    done = subprocess.run(
+        [*POWERLESS, *command, "-c", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPO,
+        timeout=30.0,
+    )
+    assert done.returncode == 78, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"{config}: cannot be read: permission denied")
+
+
 COMMANDS = ("check", "start", "status", "events", "why", "reload", "restart", "scale", "stop")
 
 
@@ -454,6 +484,7 @@ def test_a_supervisor_that_stands_still_does_not_hang_its_commands(tmp_path):
             assert command.returncode == 69
             assert len(err.splitlines()) == 1
             assert "does not answer" in err
+            assert f"kill -CONT {supervised.pid}" in err
         supervised.signal(signal.SIGCONT)
         assert supervised.status()["state"] == "ready"  # what was given up does not happen later
         assert supervised.stop() == 0

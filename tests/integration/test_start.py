@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shlex
 import signal
 import stat
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.supervised import (
     REPO,
-    SUPERVISOR,
     Supervised,
     descriptors,
     group,
@@ -52,15 +52,23 @@ def test_each_worker_is_spawned_then_ready_and_then_the_supervisor_is(tmp_path):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"])
 
 
-def test_a_person_is_told_what_to_try_next(tmp_path):
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_person_is_told_what_to_try_next(tmp_path, on_path):
     """With the console format, the greeting holds commands that can be copied and work."""
-    with Supervised(tmp_path, group("idle", "idle"), log_format="console") as supervised:
+    home = Path(sys.executable).parent
+    if not (home / "supervisor").exists():
+        pytest.skip("the command is not installed here")
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    env = {"PATH": f"{home}:/usr/bin:/bin" if on_path else "/usr/bin:/bin"}
+    with Supervised(folder, group("idle", "idle"), log_format="console", env=env) as supervised:
         wait_until(lambda: "supervisor events --follow" in supervised.text(), "the greeting")
         (command,) = re.findall(
-            r"^ *supervisor (status -c [^#]*?) +#", supervised.text(), re.MULTILINE
+            r"^ *(\S*supervisor status [^#]*?) +#", supervised.text(), re.MULTILINE
         )
+        assert command.startswith("supervisor") is on_path
         done = subprocess.run(
-            [*SUPERVISOR, *shlex.split(command)], capture_output=True, cwd=REPO, check=False
+            ["sh", "-c", command], capture_output=True, cwd=REPO, check=False, env=env
         )
         assert (done.returncode, done.stderr) == (0, b"")
         assert supervised.stop() == 0
@@ -127,6 +135,21 @@ def test_a_folder_that_somebody_else_may_write_to_is_refused(tmp_path):
     assert stat.S_IMODE(supervised.runtime_dir.stat().st_mode) == 0o777
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o777])
+def test_nobody_is_told_to_take_a_folder_away_from_others(tmp_path, mode):
+    """`runtime_dir = "/tmp"`: what others use is not to be made private, by hand neither."""
+    supervised = Supervised(tmp_path, group("idle", "idle"))
+    supervised.runtime_dir.mkdir()
+    if mode == 0o777:
+        (supervised.runtime_dir / "theirs").touch()
+    supervised.runtime_dir.chmod(mode)
+    with supervised:
+        assert supervised.wait() == 78
+        wait_until(lambda: not supervised.processes(), "the template launched in advance has gone")
+    assert "chmod" not in supervised.text()
+    assert "name a folder of its own" in supervised.text()
+
+
 def test_a_folder_that_others_may_only_read_is_made_private(tmp_path):
     """systemd makes RuntimeDirectory with 0755: nobody can have planted anything there."""
     supervised = Supervised(tmp_path, group("idle", "idle"))
@@ -181,7 +204,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, kind):
         assert supervised.wait() == 78
         wait_until(lambda: not supervised.processes(), "the template launched in advance has gone")
     (line,) = supervised.text().splitlines()
-    assert "supervisor.runtime_dir" in line
+    assert line.startswith(f"supervisor: {supervised.config}: supervisor.runtime_dir: ")
     assert str(supervised.runtime_dir) in line
 
 

@@ -67,6 +67,8 @@ async def app(scope, receive, send):
         await answer(send, f"{greeting} {worker.id} {worker.generation} {scope['path']}")
 """
 WSGI = """
+import time
+
 def app(environ, start_response):
     worker, job = environ["ackvisor.worker"], environ["ackvisor.job"]
     if environ["PATH_INFO"] == "/until-cancel":
@@ -77,6 +79,9 @@ def app(environ, start_response):
         with worker.pools["main"].acquire(job.ctx):
             job.ctx.wait()
             job.ctx.check()
+    elif environ["PATH_INFO"] == "/deaf":
+        worker.log.info("app.slow")
+        time.sleep(600)
     with worker.pools["main"].acquire(job.ctx) as conn:
         (row,) = conn.execute("select 6 * 7").fetchone()
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -342,6 +347,19 @@ def test_wsgi_is_cancelled_by_its_context(tmp_path: Path) -> None:
         assert slow.answer()[0] == 503
         (report,) = [line["reports"]["main"] for line in supervised.events("worker.drained")]
         assert report["leaked"] == []
+
+
+def test_wsgi_that_heeds_no_context_is_abandoned_by_name(tmp_path: Path) -> None:
+    """Nobody can end its thread but with the process: the client is told, and so is the operator."""
+    with site(tmp_path, WSGI, more=POOL, grace="2s").start().ready() as supervised:
+        slow = Asking(where(supervised), "/deaf")
+        supervised.event("app.slow")
+        assert supervised.stop() == 0
+        assert slow.answer()[:2] == (503, "Service Unavailable\n")
+        supervised.event("request.abandoned", job="GET /deaf")
+        assert "Exception in ASGI application" not in supervised.text()
+        (drained,) = supervised.events("worker.drained")
+        assert drained["worker"] == "web-1"
 
 
 def test_a_dead_supervisor_frees_the_port_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -19,7 +21,12 @@ from supervisor import control as control_module
 from supervisor.client import Client
 from supervisor.control import Control, RuntimeDir, client_endpoint
 from supervisor.core import flood
-from supervisor.errors import AlreadyRunningError, ConfigError, NoSupervisorError
+from supervisor.errors import (
+    AlreadyRunningError,
+    ConfigError,
+    NoSupervisorError,
+    SupervisorError,
+)
 from supervisor.protocol import (
     MAX_BYTES,
     Acknowledged,
@@ -424,6 +431,25 @@ def test_a_folder_has_one_supervisor(tmp_path):
     RuntimeDir(tmp_path / "run", "orders").release()
 
 
+def test_a_folder_in_use_is_not_tidied_away(tmp_path):
+    """Its own lock would go with what is old in /tmp: `systemd-tmpfiles` skips what is locked."""
+    folder = RuntimeDir(tmp_path / "run", "orders")
+    aged = tmp_path / "aged.conf"
+    aged.write_text(f"d {tmp_path} - - - abm:1s\n")
+    tidy = ["systemd-tmpfiles", "--clean", str(aged)]
+    look = os.open(folder.path, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(look, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(look)
+    if shutil.which(tidy[0]) is not None:
+        time.sleep(1.5)  # it must be older than that to be tidied away
+        subprocess.run(tidy, check=True, timeout=30.0)
+        assert os.listdir(folder.path) == ["lock"]
+    folder.release()
+
+
 def test_a_command_that_looks_for_a_supervisor_keeps_none_from_starting(tmp_path):
     """Whoever looks has the lock for a moment, and lets go: that is no running supervisor."""
     folder = tmp_path / "run"
@@ -468,6 +494,35 @@ def test_a_release_leaves_no_socket(tmp_path):
     assert os.listdir(tmp_path / "run") == ["lock"]
     with pytest.raises(NoSupervisorError):
         Client(tmp_path / "run", "orders")
+
+
+def test_a_full_disk_is_no_mistake_of_the_file(tmp_path):
+    """It passes, so it must not be told from 78, which keeps systemd from trying again."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", small]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("nothing may be mounted here")
+    try:
+        (small / "filler").write_bytes(b"x" * 4096)
+        with pytest.raises(SupervisorError, match="nothing can be written to") as caught:
+            RuntimeDir(small, "orders")
+        assert caught.value.exit_code == 1
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"-1"])
+def test_a_lock_that_names_nobody_is_no_supervisor(tmp_path, content):
+    """Whoever holds it, and whatever it says: one sentence."""
+    lock = tmp_path / "lock"
+    lock.write_bytes(content)
+    with lock.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(NoSupervisorError, match="no supervisor named 'orders' runs here"):
+            Client(tmp_path, "orders")
 
 
 def test_a_folder_that_cannot_be_made_is_the_configurations_fault(tmp_path):

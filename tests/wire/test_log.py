@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -67,3 +69,34 @@ def test_what_was_held_back_is_told_when_its_time_is_over_though_nothing_is_logg
     ]
     (told,) = (line for line in lines if line["event"] == "log.repeated")
     assert (told["line"], told["times"], told["level"]) == ("again", 15, "warning")
+
+
+@pytest.mark.parametrize(
+    ("env", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_a_terminal_has_colours_unless_it_or_somebody_refuses_them(env, coloured):
+    """As https://no-color.org has it: NO_COLOR counts where it is not empty."""
+    ours, theirs = os.openpty()
+    try:
+        code = "from supervisor import log; log.configure('console', 'info'); "
+        code += "log.get_logger().info('hello'); log.flush(5.0)"
+        subprocess.run(
+            [sys.executable, "-c", code],
+            stderr=theirs,
+            check=True,
+            cwd=REPO,
+            env={"PATH": os.environ["PATH"], **env},
+            timeout=30.0,
+        )
+        written = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"hello" in written
+    assert (re.search(rb"\x1b\[[\d;]*m", written) is not None) is coloured

@@ -18,7 +18,7 @@ import click
 from supervisor.config import PoolSettings, Settings, load, redacted
 from supervisor.errors import SupervisorError, UsageError
 from workers.context import Context, DeadlineExceeded
-from workers.jobs.dialects import driver_errors, table_for
+from workers.jobs.dialects import driver_errors, foreign, table_for
 from workers.jobs.table import STATES, Table, storable
 from workers.pool import Pool, PoolError
 
@@ -34,7 +34,7 @@ _config = click.option(
     "--config",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),  # reading it says why not, with 78
     help="The supervisor's configuration.",
 )
 _group = click.option(
@@ -80,7 +80,7 @@ def add(config: Path, group: str | None, payloads: tuple[str, ...]) -> None:
     for payload in payloads:
         if not _is_text(payload):
             raise UsageError(f"no text in UTF-8, nothing was added: {payload!r}")
-    if not payloads and sys.stdin.isatty():
+    if not payloads and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("no PAYLOAD: give some, or lines on standard input")
     added, refused = _Added(), list[str]()
     batches = iter([list(payloads)]) if payloads else _batches(sys.stdin.buffer, refused)
@@ -93,9 +93,9 @@ def add(config: Path, group: str | None, payloads: tuple[str, ...]) -> None:
                 added.note(len(batch), first, last)
     except BaseException:
         if added.count:  # it stays, whatever has gone wrong since
-            click.echo(added)
+            _say(str(added))
         raise
-    click.echo(added)
+    _say(str(added))
     if refused:
         more = [f"and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
         raise SupervisorError("\n".join(refused[:_SHOWN] + more))
@@ -108,8 +108,7 @@ def counts(config: Path, group: str | None) -> None:
     """Print how many jobs are queued, running, done and failed."""
     with _database(config, group) as (conn, table):
         counted = _unless_missing(table, lambda: table.counts(conn), dict.fromkeys(STATES, 0))
-    for state, count in counted.items():
-        click.echo(f"{state:<7} {count}")
+    _say("\n".join(f"{state:<7} {count}" for state, count in counted.items()))
 
 
 @main.command()
@@ -121,7 +120,7 @@ def retry(config: Path, group: str | None, numbers: tuple[int, ...]) -> None:
     with _database(config, group) as (conn, table):
         if not numbers:
             count = _unless_missing(table, lambda: _retry(conn, table), 0)
-            click.echo(f"queued again: {count}")
+            _say(f"queued again: {count}")
             return
         others = [_retry_one(conn, table, number) for number in numbers]
     if any(others):
@@ -131,7 +130,7 @@ def retry(config: Path, group: str | None, numbers: tuple[int, ...]) -> None:
 def _retry_one(conn: Any, table: Table, number: int) -> str:
     """Queue it again; return why not, where it can't be."""
     if _unless_missing(table, lambda: _retry(conn, table, number), 0):
-        click.echo(f"queued again: job {number}")
+        _say(f"queued again: job {number}")
         return ""
     state = _unless_missing(table, lambda: table.state(conn, number), None)
     return f"job {number} is {state}, not failed" if state else f"there is no job {number}"
@@ -140,6 +139,16 @@ def _retry_one(conn: Any, table: Table, number: int) -> str:
 def _retry(conn: Any, table: Table, number: int | None = None) -> int:
     with table.writing(conn, _patience()):
         return table.retry(conn, number)
+
+
+def _say(text: str) -> None:
+    """Print to standard output. A reader who has seen enough is no error."""
+    try:
+        click.echo(text)
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
+        if not isinstance(exc, BrokenPipeError):
+            raise SupervisorError(f"the output cannot be written: {exc.strerror}") from exc
 
 
 # --- the database ----------------------------------------------------------------------------------
@@ -162,7 +171,7 @@ def _database(config: Path, group: str | None) -> Iterator[tuple[Any, Table]]:
     except Exception as exc:
         if not isinstance(exc, (PoolError, *driver_errors())):
             raise
-        problem = str(exc).strip()
+        problem = foreign(exc) or str(exc).strip()
         raise SupervisorError(f"pools.{name} ({redacted(pool.url)}): {problem}") from exc
 
 

@@ -7,7 +7,7 @@ does, which the database asks before it prepares each statement.
 
 from __future__ import annotations
 
-__all__ = ["PostgreSQL", "SQLite", "driver_errors", "table_for"]
+__all__ = ["PostgreSQL", "SQLite", "driver_errors", "foreign", "table_for"]
 
 import contextlib
 import random
@@ -40,6 +40,19 @@ def driver_errors() -> tuple[type[Exception], ...]:
     """Return what the drivers raise: of those that have been imported, since no other can."""
     psycopg = sys.modules.get("psycopg")
     return (sqlite3.Error,) if psycopg is None else (sqlite3.Error, psycopg.Error)
+
+
+def foreign(error: Exception) -> str:
+    """Return in a sentence that the table has other columns than ours; "" for any other error."""
+    lacks_column = getattr(error, "sqlstate", None) == "42703" or (
+        isinstance(error, sqlite3.OperationalError) and str(error).startswith("no such column")
+    )
+    if not lacks_column:
+        return ""
+    return (
+        "there is a table jobs that is not of this version of workers.jobs, or of somebody else "
+        f"({str(error).strip().splitlines()[0]}); rename it, and `python -m workers.jobs add` makes one"
+    )
 
 
 class SQLite(Table):
@@ -82,6 +95,7 @@ class SQLite(Table):
         """Create the table under the write lock."""
         with self.writing(conn, ctx):
             self._create(conn)
+            self._demand_columns(conn)
 
     def add(self, conn: Any, payloads: Sequence[str]) -> tuple[int, int]:
         """Insert under the write lock, which makes the ids consecutive."""
@@ -306,6 +320,7 @@ class PostgreSQL(Table):
         """Create the table under an advisory lock, unless it can be seen already."""
         with self.writing(conn, ctx):
             if self._rows(conn, "SELECT to_regclass('jobs') IS NOT NULL") == [(True,)]:
+                self._demand_columns(conn)
                 return  # who adds jobs needs no right to create tables
             self._rows(conn, "SELECT pg_advisory_xact_lock(?)", (self._CREATING,))
             self._create(conn)

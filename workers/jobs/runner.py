@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.correlation import bind
-from workers.jobs.dialects import driver_errors, table_for
+from workers.jobs.dialects import driver_errors, foreign, table_for
 from workers.jobs.options import Handler, Job, Options, find_handler
 from workers.jobs.owner import Owner, is_known_dead
 from workers.jobs.table import Claim, ClaimLostError, Table, TransactionError, storable
@@ -154,6 +154,7 @@ class _Runner:
             self._sweep(conn)
         except driver_errors() as exc:
             if not self._table.is_missing(exc):
+                _demand_own(exc)
                 raise
             self._worker.log.info("jobs.no_table", remedy="python -m workers.jobs add creates it")
         return True
@@ -203,6 +204,7 @@ class _Runner:
                 return _FIRST_PAUSE
             if self._table.is_missing(exc):
                 return self._rest(None)
+            _demand_own(exc)
             raise
 
     def _claim(self, conn: Any) -> Claim | None:
@@ -436,6 +438,16 @@ class _Runner:
 def _unavailable() -> tuple[type[Exception], ...]:
     """Return what is raised when the database can't be had, or doesn't do as it is told."""
     return (DeadlineExceeded, PoolError, *driver_errors())
+
+
+def _demand_own(error: Exception) -> None:
+    """Raise where the error says that the table is not ours: no waiting will change that.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if sentence := foreign(error):
+        raise ValueError(sentence) from error
 
 
 class _HandlerFailedError(Exception):

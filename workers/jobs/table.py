@@ -125,6 +125,10 @@ _RETRY = (
     "UPDATE jobs SET state = 'queued', failures = 0, losses = 0, due = {now} WHERE state = 'failed'"
 )
 _RETRY_ONE = _RETRY + " AND id = ?"
+_COLUMNS = (
+    "SELECT id, payload, state, attempts, result, error, failures, losses, due, owner, lease_until"
+    " FROM jobs LIMIT 0"
+)
 _STATE = "SELECT state FROM jobs WHERE id = ?"
 _INDEXES = (
     "CREATE INDEX IF NOT EXISTS jobs_queued ON jobs (due, id) WHERE state = 'queued'",
@@ -296,6 +300,10 @@ class Table(ABC):
     def _finish(self, conn: Any, claim: Claim, result: str | None) -> None:
         if self._change(conn, _FINISH, (result, *claim.fence)) != 1:
             raise ClaimLostError(f"job {claim.id} was taken over while it was running")
+
+    def _demand_columns(self, conn: Any) -> None:
+        """Raise the driver's error where the table that was there already is not ours."""
+        self._rows(conn, _COLUMNS)
 
     def _create(self, conn: Any) -> None:
         for statement in (_SCHEMA.replace("{identity}", self._identity), *_INDEXES):

@@ -243,3 +243,29 @@ def test_database_that_others_have_locked_is_waited_for(local, tmp_path):
         holder.execute("COMMIT")
         assert process.communicate(timeout=20)[0] == b"added 1 job, number 2\n"
     holder.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "through", "code", "said"),
+    [
+        ("counts", '"$@" >/dev/full', 1, "jobs: the output cannot be written: No space left"),
+        ("add", '"$@" x >/dev/full', 1, "jobs: the output cannot be written: No space left"),
+        ("counts", '"$@" | true', 0, ""),
+        ("counts", '"$@" >&-', 0, ""),
+        ("add", '"$@" <&-', 2, "no PAYLOAD"),
+    ],
+)
+def test_streams_that_are_full_or_closed(local, command, through, code, said):
+    """A sentence at most, never a traceback."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", through, "sh", *words(command, local)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=REPO,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr == "" or said

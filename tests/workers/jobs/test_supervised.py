@@ -151,3 +151,22 @@ def test_orphan_keeps_its_job_while_a_new_supervisor_runs(supervised, database, 
         wait_until(lambda: database.counts()["done"] == 2, "the new worker's own")
         assert supervisor.stop() == 0
     assert database.effects() == [(number, 1), (other, 1)]
+
+
+def test_table_of_somebody_else_is_named(bare, tmp_path):
+    """It is not waited for as a database that is away, and a user is told what to do."""
+    with bare.connection() as (conn, _table):
+        conn.execute("CREATE TABLE jobs (id INTEGER, payload TEXT, state TEXT)")
+        conn.commit()
+    config = GROUP.format(url=bare.url, count=1, handler="workers.jobs:sha256")
+    with Supervised(tmp_path, config) as supervisor:
+        failed = supervisor.event("worker.failed")
+        assert "table jobs that is not of this version" in failed["error"]
+        assert "rename it" in failed["error"]
+        assert not supervisor.events("jobs.database_unavailable")
+        add = [sys.executable, "-m", "workers.jobs", "add", "-c", str(supervisor.config), "x"]
+        done = subprocess.run(add, capture_output=True, text=True, check=False, cwd=REPO)
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == [done.stderr.strip()]
+        assert "rename it" in done.stderr
+        assert supervisor.stop() == 0
