@@ -1,4 +1,4 @@
-"""What `make bench` runs: the supervision figures, the pool's, and those of a budget.
+"""What `make bench` runs: the supervision figures, the pool's, a budget's, and what all of it costs a job.
 
 `--peers floor,cotyledon` limits it to some contenders, `--only stop` (may be repeated) to some
 figures, `--repeat 3` does so many rounds instead of those that fit in four minutes. The exit code says whether all could be measured, not
@@ -24,7 +24,7 @@ from bench import supervision
 from bench.contenders import CONTENDERS, ROOT, Contender
 from bench.results import Results
 
-_MODULES = ("pool", "budget")  # each of them prints figures of its own
+_MODULES = ("pool", "budget", "cost")  # each of them prints figures of its own
 _ROUNDS = 7
 _CLEANS_UP_S = 30.0
 _BUDGET_S = 235.0  # for the supervision figures; a busy machine has fewer rounds, see n

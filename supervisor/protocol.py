@@ -99,7 +99,7 @@ MAX_NAME = 63  # bytes of an application name: PostgreSQL cuts off the rest
 
 # A worker's scoreboard: shared memory, an entry a job: since (0: free), until, the thread's ident,
 # the name. The first entry is the header, whose third field is how many entries have been used. One
-# machine, one process image: native byte order, and each number is aligned, so none is torn.
+# machine, one process image: native byte order; each number is aligned, and written at once.
 BOARD_ENTRY = struct.Struct("=ddQ40s")
 BOARD_BYTES = 1024 * BOARD_ENTRY.size
 

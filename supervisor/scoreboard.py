@@ -6,7 +6,7 @@ stands there is bytes of a peer. It is read with `pread`, so a worker that cuts 
 
 from __future__ import annotations
 
-__all__ = ["make", "read"]
+__all__ = ["in_both", "make", "read"]
 
 import math
 import os
@@ -27,15 +27,26 @@ def make(name: str) -> int:
 
 
 def read(board: int) -> tuple[JobSeen, ...]:
-    """Return the jobs in flight. A torn entry is a job that begins or ends at this moment."""
-    data = os.pread(board, BOARD_BYTES, 0)
-    if len(data) < BOARD_BYTES:
+    """Return the jobs that are in flight. It looks twice, see `in_both`."""
+    return in_both(os.pread(board, BOARD_BYTES, 0), os.pread(board, BOARD_BYTES, 0))
+
+
+def in_both(look: bytes, again: bytes) -> tuple[JobSeen, ...]:
+    """Return the jobs that two looks show alike.
+
+    The worker writes while it is read. What has changed between the looks is a job that began, ended
+    or was given more time at this moment; half of such an entry may be new and the other half old,
+    as a begin of long ago with no more time than anybody has: a hang that is none. No two jobs begin
+    at the same nanosecond in one entry, so what looks the same twice is one job's.
+    """
+    if not len(look) == len(again) == BOARD_BYTES:
         return ()
-    _, _, used, _ = BOARD_ENTRY.unpack_from(data)
-    end = min((used + 1) * BOARD_ENTRY.size, BOARD_BYTES)
+    _, _, used, _ = BOARD_ENTRY.unpack_from(look)
+    size = BOARD_ENTRY.size
     jobs = []
-    for since, until, thread, name in BOARD_ENTRY.iter_unpack(data[BOARD_ENTRY.size : end]):
-        if since > 0.0 and math.isfinite(since):
+    for at in range(size, min((used + 1) * size, BOARD_BYTES), size):
+        since, until, thread, name = BOARD_ENTRY.unpack_from(look, at)
+        if since > 0.0 and math.isfinite(since) and look[at : at + size] == again[at : at + size]:
             shown = name.rstrip(b"\0").decode(errors="replace")
             shown = "".join(char if char.isprintable() else "�" for char in shown)
             jobs.append(JobSeen(shown, since, until if math.isfinite(until) else 0.0, thread))

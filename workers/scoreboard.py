@@ -4,6 +4,25 @@ A page of shared memory, made by the supervisor before the fork. The work loop i
 when a job begins, when it ends, until when it is busy. Nobody else vouches for it, and nobody has
 to answer: what stands there can be read while the interpreter lock is held and while the process
 is stopped. Only workers with a `hang_timeout` have one.
+
+Theory of operation
+-------------------
+**An entry has one writer.** It belongs to a `Place` of the ledger, and that to the job that stands
+there. Only `extend` writes to the entry of a job that may be another thread's: under the lock,
+after it has set `job.until` and then found the job in flight. Who ends a job takes it off the books
+and then looks at `job.until`, and where that is set takes the lock to clear it. So one of the two
+sees the other, and nothing of a job stands in the entry of the next.
+
+**A free entry has a begin of 0, and no `until`.** The name and the thread stay: mostly the next job
+has the same, and then a begin and an end are one store each.
+
+**The begin is written last and cleared first.** Each number is aligned and written by one store (a
+`memoryview` of doubles does that; `struct` writes some formats byte by byte). That still lets a
+reader who is in the middle of an entry see two jobs in it, and processors may show another one's
+stores in another order. So the reader looks twice: see `supervisor.scoreboard.in_both`.
+
+It needs the interpreter lock, which makes `list.pop` and `list.append` atomic: it is not for
+free-threaded builds.
 """
 
 from __future__ import annotations
@@ -13,13 +32,17 @@ __all__ = ["Scoreboard", "receive"]
 import mmap
 import os
 import socket
+import struct
 import weakref
-from collections import deque
 
 from supervisor.protocol import BOARD_BYTES, BOARD_ENTRY
-from workers.worker import Job, Ledger, Outcome
+from workers.worker import Job, Ledger, Place
 
-_pack_into = BOARD_ENTRY.pack_into
+_WORDS = BOARD_ENTRY.size // 8  # an entry's; it is told by the number of its first
+_USED = 2  # in the header
+_NONE = -1  # the entry of a place that has none
+_NAME_AT = 24  # in bytes
+_pack_name = struct.Struct(f"{BOARD_ENTRY.size - _NAME_AT}s").pack_into
 
 
 def receive(lifeline: int) -> int:
@@ -46,83 +69,107 @@ class Scoreboard(Ledger):
         board: the descriptor of the page. It is closed.
     """
 
+    _unplaced: dict[Job, None]  # in the order of their begin; written under the lock
+
     def __init__(self, board: int) -> None:
         super().__init__()
-        self._board: mmap.mmap | bytearray = mmap.mmap(board, BOARD_BYTES)
+        self._use(mmap.mmap(board, BOARD_BYTES))
         os.close(board)
-        self._times = memoryview(self._board).cast("d")
-        free: list[int] = []  # offsets of entries that were used before
-        self._take = free.pop
-        self._free = free.append
         self._used = 0
-        self._unplaced: deque[Job] = deque()
+        self._unplaced = {}
         # A child of user code must not write over its parent's entries.
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _disinherit(me()))
 
-    def begin(self, job: Job) -> None:
-        """Count a job as in flight. Any thread."""
-        self._jobs[id(job)] = job
-        try:
-            job.place = place = self._take()  # atomic: whoever has it owns the entry
-        except IndexError:
-            self._begin_slowly(job)
+    def _use(self, board: mmap.mmap | bytearray) -> None:
+        self._board = memoryview(board)
+        self._times = self._board.cast("d")
+        self._words = self._board.cast("Q")
+
+    def _new_place(self) -> Place:
+        """Return a new place, with an entry that was never used if there is one."""
+        place = Place()
+        with self._lock:
+            if (self._used + 1) * BOARD_ENTRY.size < BOARD_BYTES:
+                self._used += 1
+                self._words[_USED] = self._used
+                place.entry = self._used * _WORDS
+            else:
+                place.entry = _NONE
+            self._places[place] = None
+        return place
+
+    def _show(self, job: Job, entry: int) -> None:
+        if entry < 0:
+            self._await_entry(job)
             return
         name = job.name
-        if "://" in name:
+        if "://" in name or "=" in name:
             name = _without_secrets(name)
-        _pack_into(self._board, place, job.since, job.until, job.ident, name.encode())
-
-    def end(self, job: Job, outcome: Outcome) -> None:
-        """Count a job as over. Any thread."""
-        # First off the books: from then on nobody writes to its entry, or gives it one.
-        Ledger.end(self, job, outcome)
+        try:
+            shown = name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode(errors="replace")
+        _pack_name(self._board, 8 * entry + _NAME_AT, shown)
         place = job.place
-        if place:
-            job.place = 0
-            self._times[place >> 3] = 0.0
-            if self._unplaced:
-                self._hand_on(place)
-            else:
-                self._free(place)
+        place.name = job.name
+        if place.ident != job.ident:
+            place.ident = self._words[entry + 2] = job.ident
+        if job.until:
+            self._times[entry + 1] = job.until
+        self._times[entry] = job.since  # from here on it can be seen
+        place.entry = entry  # from here on who ends the job clears it
 
-    def extend(self, job: Job, until: float) -> None:
-        """Write down until when a job is busy. Any thread."""
-        Ledger.extend(self, job, until)
+    def _await_entry(self, job: Job) -> None:
         with self._lock:
-            if id(job) in self._jobs and job.place:
-                self._times[(job.place >> 3) + 1] = until
-
-    def _begin_slowly(self, job: Job) -> None:
-        """Give a job an entry that was never used; where there is none, it has to wait."""
-        with self._lock:
-            place = (self._used + 1) * BOARD_ENTRY.size
-            if place >= BOARD_BYTES:
-                self._unplaced.append(job)
+            self._unplaced[job] = None
+        # First this, then the look: who ends a job does it the other way round. A place that has
+        # lost its entry, or gives it away here, is of no more use.
+        while job in self._unplaced:
+            try:
+                spare = self._idle.pop()
+            except IndexError:
                 return
-            self._used += 1
-            _pack_into(self._board, 0, 0.0, 0.0, self._used, b"")
-            self._write(job, place)
-
-    def _write(self, job: Job, place: int) -> None:
-        job.place = place
-        name = _without_secrets(job.name).encode()
-        _pack_into(self._board, place, job.since, job.until, job.ident, name)
-
-    def _hand_on(self, place: int) -> None:
-        """Give an entry to the job that has waited longest for one, if it has not ended."""
-        with self._lock:
-            while self._unplaced:
-                job = self._unplaced.popleft()
-                if id(job) in self._jobs:
-                    self._write(job, place)
+            with self._lock:
+                if job not in self._unplaced:  # it has been given one just now
+                    self._idle.append(spare)
                     return
-        self._free(place)
+                if spare.entry > 0:
+                    self._hand_on(spare.entry)
+                self._retire(spare)
+
+    def _settle(self, job: Job) -> None:
+        place = job.place
+        with self._lock:
+            self._unplaced.pop(job, None)
+            entry = place.entry  # it may have got one just now
+            if entry > 0:
+                self._times[entry] = 0.0
+                self._times[entry + 1] = 0.0
+                if self._unplaced:
+                    place.entry, place.ident = _NONE, 0
+                    self._hand_on(entry)
+
+    def _extend(self, job: Job, until: float) -> None:
+        super()._extend(job, until)
+        if job.place.entry > 0:
+            self._times[job.place.entry + 1] = until
+
+    def _hand_on(self, entry: int) -> None:
+        """Give a free entry to the job that has waited longest for one."""
+        # Whoever stands there has not ended: it could not leave without the lock.
+        job = next(iter(self._unplaced))
+        del self._unplaced[job]
+        self._show(job, entry)
+
+    def _retire(self, place: Place) -> None:
+        del self._places[place]
+        self._counts["done"][0] += place.quick
+        self._seconds += place.seconds
 
     def disinherit(self) -> None:
         """In a fork's child: write where nobody looks."""
-        self._board = bytearray(BOARD_BYTES)
-        self._times = memoryview(self._board).cast("d")
+        self._use(bytearray(BOARD_BYTES))
 
 
 def _disinherit(board: Scoreboard | None) -> None:

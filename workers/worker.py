@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Job", "Ledger", "Outcome", "Worker"]
+__all__ = ["Job", "Ledger", "Outcome", "Place", "Tally", "Worker"]
 
 import math
 import threading
-import time
 from _thread import get_ident
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -35,22 +36,52 @@ class Job:
     Where the group has a `hang_timeout`, that is how long the block may take; see `busy_until`.
     """
 
-    __slots__ = ("_ledger", "ctx", "ident", "name", "number", "place", "since", "until")
+    __slots__ = (
+        "_above",
+        "_ctxs",
+        "_is_over",
+        "_ledger",
+        "ident",
+        "name",
+        "number",
+        "place",
+        "since",
+        "until",
+    )
 
-    def __init__(self, ledger: Ledger, name: str, ctx: Context) -> None:
+    def __init__(self, ledger: Ledger, name: str, above: Context) -> None:
         self._ledger = ledger
+        self._above = above
+        self._ctxs: list[Context] = []  # the first element is its context, once somebody wants it
+        self._is_over = False
         self.name = name
-        self.ctx = ctx
         self.since = 0.0  # monotonic; this and the ident as of its begin
         self.until = 0.0  # what busy_until has declared
         self.ident = 0  # of the thread that has it in hand
         self.number: int  # of those with lines in the log; there once it has one
-        self.place = 0  # of its entry in the scoreboard, which writes this
+        self.place = NOWHERE  # the ledger writes this
+
+    @property
+    def ctx(self) -> Context:
+        """Its context. It is made when it is first asked for: many a job never does."""
+        ctxs = self._ctxs
+        if not ctxs:
+            ctxs.append(self._above.with_cancel())  # atomic: where two race, the first one counts
+            # Who ends the job says so and then looks for a context; here it is the other way round.
+            # So one of the two sees the other, and no context outlives its job.
+            if self._is_over:
+                ctxs[0].cancel()
+        return ctxs[0]
 
     @property
     def thread(self) -> str:
         """The name of the thread that has it in hand."""
         return thread_name(self.ident)
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.place.job is self
 
     def busy_until(self, limit: float | Context) -> None:
         """Declare that this job is going to be busy for a while. Any thread.
@@ -71,7 +102,9 @@ class Job:
         self._ledger.extend(self, _moment(limit))
 
     def __enter__(self) -> Self:
-        self.since = time.monotonic()
+        if self.place.job is self:
+            raise RuntimeError(f"job {self.name!r} is in flight already: make one for each block")
+        self.since = monotonic()
         self.ident = get_ident()
         self._ledger.begin(self)
         return self
@@ -82,16 +115,43 @@ class Job:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.place.job is not self:
+            raise RuntimeError(f"job {self.name!r} is not in flight: it has ended before")
         if kind is None:
             outcome: Outcome = "done"
         else:
             outcome = "failed" if issubclass(kind, Exception) else "cancelled"
-        self.ctx.cancel()
+        self._is_over = True
+        if self._ctxs:
+            self._ctxs[0].cancel()
         self._ledger.end(self, outcome)
 
 
+class Place:
+    """Where one job at a time stands, and how many quick ones have stood there.
+
+    Whoever has taken it from the ledger's idle ones owns it, and writes to it without a lock.
+    """
+
+    __slots__ = ("entry", "ident", "job", "name", "quick", "seconds")
+
+    def __init__(self) -> None:
+        self.job: Job | None = None  # who has it
+        self.quick = 0  # jobs that were done within the first of JOB_SECONDS
+        self.seconds = 0.0  # what these took
+        # Of a scoreboard, which writes these. Where its entry is: 0 where none is wanted, below
+        # that where none was free; and whose name and thread stand there.
+        self.entry = 0
+        self.name = ""
+        self.ident = 0
+
+
+NOWHERE = Place()  # of jobs that have not begun; nobody ever stands there
+_QUICK = JOB_SECONDS[0]
+
+
 class Tally(NamedTuple):
-    """What became of the jobs, all at the same moment."""
+    """What became of the jobs. One that ends while this is made may be in flight and over, too."""
 
     in_flight: int
     done: int
@@ -102,34 +162,72 @@ class Tally(NamedTuple):
 
 
 class Ledger:
-    """The jobs in flight, and how the others came out. Every method: any thread."""
+    """The jobs in flight, and how the others came out. Every method: any thread.
+
+    A job that is quick and goes well, as most are, needs no lock: it has a place of its own from
+    begin to end, and is counted there. Which place is decided by `list.pop` and `list.append` on
+    the idle ones, which are atomic. What else there is to count takes the lock.
+
+    A place may have an entry that others can see; `workers.scoreboard` tells more. What that needs
+    in every job stands here, in line: a method of its own would cost as much as all the rest of it.
+    """
+
+    _times = memoryview(bytearray()).cast("d")  # the entries, as numbers; no place has one
+    _unplaced: Mapping[Job, None] = MappingProxyType({})  # who waits for an entry
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: list[Context] = []  # contexts that end when nothing is in flight
-        self._jobs: dict[int, Job] = {}
-        self.outcomes: dict[Outcome, int] = {"done": 0, "failed": 0, "cancelled": 0}
-        self._counts = [0] * (len(JOB_SECONDS) + 1)
+        self._places: dict[Place, None] = {}  # all, in the order in which they were made
+        self._idle: list[Place] = []  # those where nobody stands; the last is the next to be used
+        self._counts: dict[Outcome, list[int]] = {
+            outcome: [0] * (len(JOB_SECONDS) + 1) for outcome in ("done", "failed", "cancelled")
+        }
         self._seconds = 0.0
 
     def begin(self, job: Job) -> None:
         """Count a job as in flight."""
-        self._jobs[id(job)] = job  # atomic, so it needs no lock
+        try:
+            place = self._idle.pop()
+        except IndexError:
+            place = self._new_place()
+        job.place = place
+        place.job = job
+        entry = place.entry
+        if entry:
+            if place.name == job.name and place.ident == job.ident:
+                self._times[entry] = job.since  # all else stands there already
+            else:
+                self._show(job, entry)
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """Count a job as over."""
-        seconds = time.monotonic() - job.since
-        bucket = bisect_left(JOB_SECONDS, seconds)
-        with self._lock:
-            del self._jobs[id(job)]
-            self.outcomes[outcome] += 1
-            self._counts[bucket] += 1
-            self._seconds += seconds
-            waiters = [] if self._jobs else self._waiters
-            if waiters:
-                self._waiters = []
-        for waiter in waiters:
-            waiter.cancel()
+        seconds = monotonic() - job.since
+        place = job.place
+        # First off the books: from then on nobody gives it an entry, or writes to the one it has.
+        place.job = None
+        entry = place.entry
+        if entry:
+            if entry < 0 or job.until or self._unplaced:
+                self._settle(job)
+            else:
+                self._times[entry] = 0.0
+        if seconds <= _QUICK and outcome == "done":
+            place.quick += 1
+            place.seconds += seconds
+        else:
+            with self._lock:
+                self._counts[outcome][bisect_left(JOB_SECONDS, seconds)] += 1
+                self._seconds += seconds
+        self._idle.append(place)
+        if self._waiters:
+            self._wake_if_idle()
+
+    def _show(self, job: Job, entry: int) -> None:
+        """Have the job stand in this entry; below 0: have it wait for one."""
+
+    def _settle(self, job: Job) -> None:
+        """Clear the entry of a job that ends, where that takes more than one step."""
 
     def extend(self, job: Job, until: float) -> None:
         """Remember until when a job is busy.
@@ -138,35 +236,58 @@ class Ledger:
             RuntimeError: it is not in flight.
         """
         with self._lock:
-            if id(job) not in self._jobs:
-                raise RuntimeError(f"job {job.name!r} is not in flight: busy_until comes too late")
-            job.until = until
+            self._extend(job, until)
+
+    def _extend(self, job: Job, until: float) -> None:
+        before = job.until
+        # First this, then the look: who ends the job does it the other way round, see Scoreboard.
+        job.until = until
+        if not job.is_in_flight:
+            job.until = before
+            raise RuntimeError(f"job {job.name!r} is not in flight: busy_until comes too late")
+
+    def _new_place(self) -> Place:
+        place = Place()
+        with self._lock:
+            self._places[place] = None
+        return place
 
     def in_flight(self) -> list[Job]:
         """Return the jobs that have begun and not ended, in the order of their begin."""
-        return list(self._jobs.values())  # atomic, and a signal's handler may log
+        # Without a lock: a signal's handler may log, and a line looks for its job.
+        found = [job for place in list(self._places) if (job := place.job) is not None]
+        return sorted(found, key=lambda job: job.since)
 
     def tally(self) -> Tally:
         """Return what became of them so far."""
         with self._lock:
-            return Tally(
-                len(self._jobs),
-                self.outcomes["done"],
-                self.outcomes["failed"],
-                self.outcomes["cancelled"],
-                tuple(self._counts),
-                self._seconds,
-            )
+            in_flight = len(self._places) - len(self._idle)
+            counts = {outcome: counts.copy() for outcome, counts in self._counts.items()}
+            places = list(self._places)
+            counts["done"][0] += sum(place.quick for place in places)
+            seconds = self._seconds + sum(place.seconds for place in places)
+        return Tally(
+            in_flight,
+            sum(counts["done"]),
+            sum(counts["failed"]),
+            sum(counts["cancelled"]),
+            tuple(map(sum, zip(*counts.values(), strict=True))),
+            seconds,
+        )
 
     def until_idle(self, ctx: Context) -> Context:
         """Return what ends when nothing is in flight, or with the context: to wait for, or await."""
         waiter = ctx.with_cancel()
-        with self._lock:
-            if self._jobs:
-                self._waiters.append(waiter)
-                return waiter
-        waiter.cancel()
+        # First this, then the look: who ends a job does it the other way round.
+        self._waiters.append(waiter)
+        self._wake_if_idle()
         return waiter
+
+    def _wake_if_idle(self) -> None:
+        if len(self._idle) == len(self._places):
+            while self._waiters:
+                with suppress(IndexError):  # another thread has woken the last one
+                    self._waiters.pop().cancel()
 
 
 class Worker:
@@ -241,7 +362,7 @@ class Worker:
 
     def job(self, name: str) -> Job:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""
-        job = Job(self.jobs, name, self.ctx.with_cancel())
+        job = Job(self.jobs, name, self.ctx)
         if self.bind is not None:
             self.bind(job)
         return job
@@ -300,4 +421,4 @@ def _moment(limit: float | Context) -> float:
         return limit.deadline
     if not (math.isfinite(limit) and limit >= 0.0):
         raise ValueError(f"busy_until: {limit!r} is no number of seconds from now")
-    return time.monotonic() + limit
+    return monotonic() + limit

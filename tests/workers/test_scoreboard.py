@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor import scoreboard
+from supervisor.core.jobs import JobSeen
 from supervisor.protocol import BOARD_BYTES, BOARD_ENTRY
 from workers.context import Context
 from workers.scoreboard import Scoreboard
@@ -150,22 +151,89 @@ def test_more_jobs_than_places_take_turns(board: int, worker: Worker) -> None:
     assert names(board) == []
 
 
-def test_jobs_of_many_threads_leave_nothing_behind(board: int, worker: Worker) -> None:
-    """An entry that stays would be a hang that nobody can end."""
+@pytest.mark.parametrize("places", [ENTRIES, 3])
+def test_jobs_of_many_threads_leave_nothing_behind(board: int, worker: Worker, places: int) -> None:
+    """An entry that stays would be a hang that nobody can end. Also where they wait for places."""
+    held = [worker.job("held") for _ in range(ENTRIES - places)]
+    for job in held:
+        job.__enter__()
 
     def work() -> None:
         for n in range(300):
-            with worker.job(f"job {n}") as job:
-                job.busy_until(5)
+            with worker.job(f"job {n % 3}") as job:
+                if n % 2:
+                    job.busy_until(5)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert len(scoreboard.read(board)) <= len(threads)
+        assert len(scoreboard.read(board)) <= len(held) + min(len(threads), places)
     for thread in threads:
         thread.join()
+    assert [job.until for job in scoreboard.read(board)] == [0.0] * len(held)
+    assert worker.jobs.tally()[:2] == (len(held), 300 * len(threads))
+    for job in held:
+        job.__exit__(None, None, None)
     assert scoreboard.read(board) == ()
+
+
+def test_a_place_keeps_nothing_of_the_job_before(board: int, worker: Worker) -> None:
+    """Neither more time, which would hide a hang, nor a name or a thread, which would misname it."""
+    with worker.job("long") as job:
+        job.busy_until(600)
+    for name in ("long", "other"):
+        with worker.job(name):
+            (seen,) = scoreboard.read(board)
+        assert (seen.name, seen.until, seen.thread) == (name, 0.0, threading.get_ident())
+    job = worker.job("other")
+
+    def hold() -> None:
+        with job:
+            found.extend(scoreboard.read(board))
+
+    found: list[JobSeen] = []
+    thread = threading.Thread(target=hold)
+    thread.start()
+    thread.join()
+    assert [(seen.name, seen.thread) for seen in found] == [("other", thread.ident)]
+
+
+def test_jobs_beyond_the_places_leave_none_unused(board: int, worker: Worker) -> None:
+    """Whoever comes after a crowd is seen, and what the crowd has done is counted."""
+    jobs = [worker.job("crowd") for _ in range(2 * ENTRIES)]
+    for job in jobs:
+        job.__enter__()
+    with worker.job("short"):
+        pass  # where many come and go, nothing is left of those who got no place
+    jobs[ENTRIES].busy_until(600)  # it has no place yet
+    for job in jobs[:ENTRIES]:
+        job.__exit__(None, None, None)  # each hands its place on
+    assert len(names(board)) == ENTRIES
+    assert sum(job.until > 0.0 for job in scoreboard.read(board)) == 1
+    for job in reversed(jobs[ENTRIES:]):
+        job.__exit__(None, None, None)
+    assert names(board) == []
+    for _ in range(ENTRIES):
+        with worker.job("after"), worker.job("within"):
+            assert sorted(names(board)) == ["after", "within"]
+    assert worker.jobs.tally()[:2] == (0, 4 * ENTRIES + 1)
+    assert sum(worker.jobs.tally().counts) == 4 * ENTRIES + 1
+
+
+def test_only_what_two_looks_show_alike_is_a_job() -> None:
+    """Half of what changes while it is read may be old: with the begin of a job that is over."""
+    header = BOARD_ENTRY.pack(0.0, 0.0, 3, b"")
+
+    def page(*entries: tuple[float, float, int, bytes]) -> bytes:
+        found = b"".join(BOARD_ENTRY.pack(*entry) for entry in entries)
+        return (header + found).ljust(BOARD_BYTES, b"\0")
+
+    steady = (7.0, float("nan"), 2, b"steady")
+    before = page((5.0, 600.0, 1, b"long"), steady, (0.0, 0.0, 1, b"over"))
+    torn = page((5.0, 0.0, 1, b"next"), steady, (8.0, 0.0, 1, b"new"))
+    assert scoreboard.in_both(before, torn) == (JobSeen("steady", 7.0, 0.0, 2),)
+    assert scoreboard.in_both(torn, before[:-1]) == ()
 
 
 def test_a_board_that_its_worker_has_spoilt_harms_nobody(board: int) -> None:
@@ -191,4 +259,4 @@ def test_a_ledger_without_a_board_knows_the_same(worker: Worker) -> None:
             assert isinstance(found, Job)
             assert (found.name, found.until > time.monotonic()) == ("a", True)
             assert found.thread == threading.current_thread().name
-        assert each.jobs.outcomes["done"] == 1
+        assert each.jobs.tally().done == 1

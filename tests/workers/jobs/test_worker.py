@@ -154,7 +154,7 @@ def test_every_job_is_done_once(database, threads):
         running.until(done=30)
     assert database.effects() == [(number, 1) for number in numbers]
     assert database.rows("SELECT result FROM jobs WHERE result <> payload") == []
-    assert running.worker.jobs.outcomes == {"done": 30, "failed": 0, "cancelled": 0}
+    assert running.worker.jobs.tally()[1:4] == (30, 0, 0)
     assert running.error is None
 
 
@@ -164,7 +164,7 @@ def test_two_workers_share_one_table(database):
     with Running(database, threads=2) as one, Running(database, threads=2) as two:
         two.until(done=60)
     assert database.effects() == [(number, 1) for number in numbers]
-    assert one.worker.jobs.outcomes["done"] + two.worker.jobs.outcomes["done"] == 60
+    assert one.worker.jobs.tally().done + two.worker.jobs.tally().done == 60
 
 
 def test_rollback_journal_serves_too(on_sqlite):
@@ -288,7 +288,7 @@ def test_job_that_raises_is_tried_again_and_then_kept_as_failed(database):
     assert "handlers.py" in error.splitlines()[1], "our own frames are left out"
     assert error.splitlines()[-1] == "ValueError: boom"
     assert database.effects() == [(other, 1)]
-    assert running.worker.jobs.outcomes == {"done": 1, "failed": 2, "cancelled": 0}
+    assert running.worker.jobs.tally()[1:4] == (1, 2, 0)
     assert [line["again_in_seconds"] is None for line in running.log.of("job.failed")] == [
         False,
         True,
@@ -445,7 +445,7 @@ def test_work_that_is_out_of_time_goes_back(database):
     assert gate.ended_with.cause == "stop"
     assert database.effects() == []
     assert database.job(number, "failures", "losses", "error") == (0, 0, None)
-    assert running.worker.jobs.outcomes == {"done": 0, "failed": 0, "cancelled": 1}
+    assert running.worker.jobs.tally()[1:4] == (0, 0, 1)
     with Running(database) as again:
         gate.open.set()
         again.until(done=1)
