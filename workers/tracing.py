@@ -173,11 +173,12 @@ class TracedJob(Job):
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Self:
+        super().__enter__()
         try:
             self._begin()
         except Exception as exc:
             self._tracing.complain(exc)
-        return super().__enter__()
+        return self
 
     def __exit__(
         self,
@@ -205,11 +206,11 @@ class TracedJob(Job):
         self._token = otel_context.attach(context)
 
     def _end(self, error: BaseException | None) -> None:
-        if self._token is not None:
-            otel_context.detach(self._token)
-        span = self.span
-        if span is None:
+        span, token = self.span, self._token
+        if span is None or token is None:
             return
+        self._token = None
+        otel_context.detach(token)
         try:
             if span.is_recording():
                 outcome: Outcome = "done"
