@@ -431,7 +431,7 @@ class _Runtime:
         return code
 
     def _ready(self) -> None:
-        self._trace()  # it may have set up OpenTelemetry meanwhile: a processor with a thread is made after the fork
+        self._trace()  # who has a processor with a thread sets it up here, after the fork
         self._link.send(Ready())
 
     def _trace(self) -> None:

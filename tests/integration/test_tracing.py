@@ -64,6 +64,18 @@ def work(worker):
     from at_work import work
     work(worker)
 """
+IN_A_LOOP = """
+from exporting import *
+set_up(SimpleSpanProcessor)
+
+async def work(worker):
+    worker.ready()
+    with worker.job("add up") as job:
+        async with worker.pools["main"].acquire(job.ctx) as conn:
+            await conn.execute("select 40 + 2")
+    worker.log.info("worked")
+    await worker.accepting
+"""
 ENDLESS = """
 from exporting import *
 set_up(SimpleSpanProcessor)
@@ -82,6 +94,7 @@ MODULES = {
     "with_a_thread": WITH_A_THREAD,
     "at_work": "from exporting import *\n" + WORK,
     "in_run": IN_RUN,
+    "in_a_loop": IN_A_LOOP,
     "endless": ENDLESS,
 }
 
@@ -125,7 +138,7 @@ def parent(span: dict[str, Any]) -> tuple[str, str | None]:
     return span["context"]["trace_id"], span["parent_id"]
 
 
-@pytest.mark.parametrize("module", ["at_import", "with_a_thread", "in_run"])
+@pytest.mark.parametrize("module", ["at_import", "with_a_thread", "in_run", "in_a_loop"])
 def test_jobs_are_spans_wherever_the_provider_is_set_up(tmp_path: Path, module: str) -> None:
     """Each worker has its own id in them, and what a thread has not sent yet is sent at the end."""
     config = group("shop", f"{module}:work", count=2)
