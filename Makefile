@@ -11,7 +11,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[sqlite,postgresql,mysql,redis,web,top]"
+	$(BIN)/python -m pip install --quiet --editable ".[sqlite,postgresql,mysql,redis,web,top,otel]"
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.installed

@@ -215,7 +215,7 @@ class _Runtime:
             options=assignment.options,
             pools=self._pools,
             log=self._log,
-            on_ready=lambda: self._link.send(Ready()),
+            on_ready=self._ready,
             jobs=_scoreboard(lifeline) if assignment.is_watched else None,
             on_delay=lambda seconds: self._link.send(Delayed(seconds)),
             sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
@@ -408,6 +408,7 @@ class _Runtime:
         code = 0
         try:
             entry = self._entry_point()
+            self._trace()
             if entry.loop is not None:
                 from workers import correlation
 
@@ -428,6 +429,17 @@ class _Runtime:
             self._loop.run_to_its_end(self._drain_in_loop(self._loop))
             self._loop.end()
         return code
+
+    def _ready(self) -> None:
+        self._trace()  # who has a processor with a thread sets it up here, after the fork
+        self._link.send(Ready())
+
+    def _trace(self) -> None:
+        """Have spans where the application has OpenTelemetry."""
+        if self._worker.tracing is None and "opentelemetry.trace" in sys.modules:
+            from workers import tracing  # for those who have it only
+
+            tracing.begin(self._worker)
 
     def _entry_point(self) -> _EntryPoint:
         app = self._assignment.app

@@ -56,6 +56,7 @@ from workers import runtime
 
 CONTROL_FD = 3  # supervisor.launch.CONTROL_FD: where the socket to the supervisor is
 MAX_MESSAGE = 1 << 20
+LEAVING = 0.25  # seconds that a thread may take to end once it has been joined
 MAX_HELD = 64  # descriptors for the workers of one midwife: a lifeline each, and their sockets
 MAX_RECEIVED = 128  # descriptors with one request
 _PID = _FD = struct.Struct("=i")
@@ -327,12 +328,16 @@ def _refuse(batch: list[_Request], exc: OSError) -> None:
 
 def _unforkable(*own: int) -> tuple[str, ...]:
     """Name what a fork would not survive: threads, also those of C code, and sockets."""
+    # A thread that has been joined is the kernel's a moment longer (an executor that was shut down).
+    deadline = time.monotonic() + LEAVING
+    while _count_threads() > threading.active_count() and time.monotonic() < deadline:
+        time.sleep(0.001)
     found = [
         f"thread {thread.name}"
         for thread in threading.enumerate()
         if thread is not threading.main_thread()
     ]
-    native = len(os.listdir("/proc/self/task")) - 1 - len(found)
+    native = _count_threads() - 1 - len(found)
     if native > 0:
         found.append(f"{native} thread(s) of native code")
     for name in os.listdir("/proc/self/fd"):
@@ -341,6 +346,11 @@ def _unforkable(*own: int) -> tuple[str, ...]:
             if int(name) > 2 and int(name) not in own and target.startswith("socket:"):  # noqa: PLR2004
                 found.append(f"socket on descriptor {name}")
     return tuple(found)
+
+
+def _count_threads() -> int:
+    """Count the threads that the kernel knows."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def _folders() -> tuple[str, ...]:

@@ -36,7 +36,7 @@ except ModuleNotFoundError as exc:
 
 from workers.context import Cancelled, Context
 from workers.correlation import bind
-from workers.worker import Worker
+from workers.worker import Job, Worker
 
 # No other loop: that would set the backlog of all workers' sockets to its own.
 LOOP = asyncio.SelectorEventLoop
@@ -294,8 +294,15 @@ class _Requests:
             async with self._worker.ctx.with_cancel():
                 await self._app(scope, receive, send)
 
+    def _job_for(self, name: str, scope: _Scope) -> Job:
+        tracing = self._worker.tracing
+        if tracing is None:
+            return self._worker.job(name)
+        return tracing.request(self._worker, name, scope)
+
     async def _request(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         accepting = self._worker.accepting
+        tracing = self._worker.tracing
         has_started = False
 
         async def sending(message: _Message) -> None:
@@ -304,11 +311,13 @@ class _Requests:
                 has_started = True
                 if accepting.done:
                     message = {**message, "headers": _with_close(message.get("headers", ()))}
+                if tracing is not None:
+                    tracing.answered(job, message["status"])
             await send(message)
 
         name = f"{scope['method']} {scope['path']}"[:MAX_NAME]
         try:
-            with self._worker.job(name) as job:
+            with self._job_for(name, scope) as job:
                 bind(job, _Identity(scope))
                 scope["state"]["job"] = job
                 if self._may_interrupt:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import socket
 
     from workers.metrics import Metrics
+    from workers.tracing import Tracing
 
 Outcome = Literal["done", "failed", "cancelled"]
 
@@ -343,6 +344,7 @@ class Worker:
         self._lock = threading.Lock()
         self._metrics: Metrics | None = None
         self.bind: Callable[[Job], object] | None = None  # of jobs to tasks, see `correlation`
+        self.tracing: Tracing | None = None  # while its jobs are spans, see `workers.tracing`
         self.jobs = Ledger() if jobs is None else jobs
 
     def ready(self) -> None:
@@ -362,7 +364,10 @@ class Worker:
 
     def job(self, name: str) -> Job:
         """Return a job to be used as a `with` block; it counts as in flight while that lasts."""
-        job = Job(self.jobs, name, self.ctx)
+        if self.tracing is None:
+            job = Job(self.jobs, name, self.ctx)
+        else:
+            job = self.tracing.job(self, name)
         if self.bind is not None:
             self.bind(job)
         return job

@@ -78,6 +78,19 @@ def test_groups_of_the_same_environment_share_one_template(tmp_path):
 # --- what a fork does not survive ----------------------------------------------------------------
 
 
+def test_a_thread_that_has_been_joined_may_take_a_moment_to_end(tmp_path):
+    """The kernel has it a little longer than Python: nobody's imports are paid for again for that."""
+    leaving = (
+        AT_IMPORT["good"] + "import _thread, time\n_thread.start_new_thread(time.sleep, (0.02,))"
+    )
+    with Supervised(
+        tmp_path, group("a", "leaving:run"), modules={"leaving": leaving}
+    ) as supervised:
+        supervised.ready()
+        assert supervised.stop() == 0
+    assert not supervised.events("template.tainted")
+
+
 def test_threads_and_sockets_at_import_are_named_and_their_workers_run(tmp_path):
     """A warning names the entry point and what it has started; its workers import it themselves."""
     bad = ("with_thread", "with_socket", "with_zmq")

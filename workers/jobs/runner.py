@@ -318,7 +318,7 @@ class _Runner:
         # The worker counts a job by what leaves its block: nothing, an Exception, another one.
         with contextlib.suppress(_HandlerFailedError, Cancelled):
             try:
-                with self._worker.job(f"job {claim.id}") as unit:
+                with self._job_for(claim) as unit:
                     bind(unit, {"job_id": claim.id, "attempt": claim.attempts})
                     verdict, is_settled = self._perform(claim, unit)
                     if verdict is Verdict.FAILED:
@@ -329,6 +329,13 @@ class _Runner:
                 with self._lock:
                     del self._in_flight[claim]
                     self._has_strays |= not is_settled
+
+    def _job_for(self, claim: Claim) -> WorkerJob:
+        name = f"job {claim.id}"
+        tracing = self._worker.tracing
+        if tracing is None:
+            return self._worker.job(name)
+        return tracing.attempt(self._worker, name, claim.id, claim.attempts)
 
     def _perform(self, claim: Claim, unit: WorkerJob) -> tuple[Verdict, bool]:
         """Return what has become of the job, and whether that could be written."""
@@ -357,6 +364,8 @@ class _Runner:
             if committed:
                 return Verdict.DONE, True  # what the way back raised is the pool's business
             verdict = judge(exc, begun=begun, stopped=ctx.done, excused=excused)
+            if self._worker.tracing is not None and verdict is Verdict.FAILED:
+                self._worker.tracing.failed(unit, exc)
             return verdict, self._settle(claim, verdict, exc)
         return Verdict.DONE, True
 

@@ -45,6 +45,7 @@ from workers.pool.shell import (
     CMAP_REASON,
     LAST_GRACE,
     NESTED_AFTER,
+    WAITED,
     Closing,
     Options,
     Shell,
@@ -340,7 +341,8 @@ class AsyncPool(Shell):
                 actions = self._state.ask(request, started)
             else:
                 actions = self._state.second_look(slot, request, started)
-            if self.on_crowded is not None and not request.done and self._state.crowded:
+            waits = not request.done
+            if waits and self.on_crowded is not None and self._state.crowded:
                 self.on_crowded()
             self._run(actions)
             self._attend()
@@ -349,10 +351,14 @@ class AsyncPool(Shell):
             self._forsake(request)
             if self._listener is not None:
                 self._emit("ConnectionCheckOutFailed", reason=failure_word(exc), error=exc)
+            if self.tracing is not None:
+                self.tracing.acquired(self, ctx, started, exc)
             raise
         if self._listener is not None:
             seconds = monotonic() - started
             self._emit("ConnectionCheckedOut", connection=slot.number, seconds=seconds)
+        if self.tracing is not None and (waits or monotonic() - started > WAITED):
+            self.tracing.acquired(self, ctx, started, None, opened=slot.born_at >= started)
         return slot
 
     async def _await_slot(self, request: Request, ctx: ContextLike | None) -> Slot:
@@ -491,6 +497,7 @@ class AsyncPool(Shell):
         try:
             if loan is not None:
                 broken = not await loan.is_over() or broken
+                self._trace_cancels(loan)
             if not broken and not driver.knows.is_broken(conn):
                 if driver.tidy(conn):
                     await self._bounded(driver.reset(conn), until)
@@ -507,7 +514,7 @@ class AsyncPool(Shell):
 
     def _begin_loan(self, slot: Slot, ctx: ContextLike) -> None:
         """Have the statements of this loan cancelled when the context ends."""
-        loan = slot.loan = _Loan()
+        loan = slot.loan = _Loan(ctx)
         self._knows.bind(slot.conn, ctx)
         if self._knows.cancels:
             loan.stop = ctx.on_done(lambda: self._soon(self._start_cancel, slot, loan))
@@ -911,9 +918,12 @@ class AsyncLease:
 class _Loan:
     """A loan whose statements may be cancelled; see `loans.Loan`. Here a task is the fence."""
 
-    __slots__ = ("bell", "canceller", "cut", "over", "stop")
+    __slots__ = ("bell", "canceller", "cancels", "ctx", "cut", "first", "over", "stop")
 
-    def __init__(self) -> None:
+    def __init__(self, ctx: ContextLike | None = None) -> None:
+        self.ctx = ctx  # its end is the loan's; None: only a close cancels
+        self.cancels = 0  # of a statement that ran
+        self.first = 0.0  # when the first of them began
         self.stop: Callable[[], bool] | None = None  # takes the context's callback back
         self.over = False  # being given back: no cancel begins any more
         self.canceller: asyncio.Task[Any] | None = None
@@ -928,6 +938,8 @@ class _Loan:
             reached = True
             try:
                 if driver.knows.is_busy(conn):
+                    self.first = self.first or monotonic()
+                    self.cancels += 1
                     async with asyncio.timeout(CANCEL_TIMEOUT):
                         await driver.cancel(conn, CANCEL_TIMEOUT)
                 else:

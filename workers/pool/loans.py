@@ -30,13 +30,16 @@ class Loan:
     whoever borrows the connection next.
     """
 
-    __slots__ = ("bell", "cancelled", "cut", "fence", "over", "stop")
+    __slots__ = ("bell", "cancelled", "cancels", "ctx", "cut", "fence", "first", "over", "stop")
 
-    def __init__(self) -> None:
+    def __init__(self, ctx: ContextLike | None = None) -> None:
+        self.ctx = ctx  # its end is the loan's; None: only a close cancels
         self.stop: Callable[[], bool] | None = None  # takes the context's callback back
         self.over = False  # being given back
         self.fence: Any = None  # a held lock while a cancel is under way
         self.cancelled = False
+        self.cancels = 0  # of a statement that may have run
+        self.first = 0.0  # when the first of them began
         self.cut = False  # its connection is of no more use
         self.bell = allocate_lock()  # wakes the canceller when the loan is over
         self.bell.acquire()
@@ -61,6 +64,8 @@ class Loan:
             reached = True
             try:
                 if driver.is_busy(conn):
+                    self.first = self.first or monotonic()
+                    self.cancels += 1
                     driver.cancel(conn, CANCEL_TIMEOUT)
                 else:
                     quiet_at = monotonic()

@@ -36,6 +36,7 @@ from workers.pool.shell import (
     CMAP_REASON,
     LAST_GRACE,
     NESTED_AFTER,
+    WAITED,
     Closing,
     Options,
     Shell,
@@ -340,7 +341,8 @@ class Pool(Shell):
                     actions = self._state.ask(request, started)
                 else:
                     actions = self._state.second_look(slot, request, started)
-                crowded = not request.done and self._state.crowded
+                waits = not request.done
+                crowded = waits and self._state.crowded
             if crowded and self.on_crowded is not None:
                 self.on_crowded()
             if actions:
@@ -351,10 +353,14 @@ class Pool(Shell):
             self._forsake(request)
             if self._listener is not None:
                 self._emit("ConnectionCheckOutFailed", reason=failure_word(exc), error=exc)
+            if self.tracing is not None:
+                self.tracing.acquired(self, ctx, started, exc)
             raise
         if self._listener is not None:
             seconds = monotonic() - started
             self._emit("ConnectionCheckedOut", connection=slot.number, seconds=seconds)
+        if self.tracing is not None and (waits or monotonic() - started > WAITED):
+            self.tracing.acquired(self, ctx, started, None, opened=slot.born_at >= started)
         return slot
 
     def _await_slot(self, request: Request, ctx: ContextLike | None) -> Slot:
@@ -468,6 +474,7 @@ class Pool(Shell):
             loan, fence = _detach_loan(slot)
         if loan is not None:  # a close has just begun to cancel it
             broken = not loan.end(fence) or broken
+            self._trace_cancels(loan)
         self._attend()
         sound = False
         try:
@@ -489,7 +496,7 @@ class Pool(Shell):
 
     def _begin_loan(self, slot: Slot, ctx: ContextLike) -> None:
         """Have the statements of this loan cancelled when the context ends."""
-        loan = Loan()
+        loan = Loan(ctx)
         with self._lock:
             slot.loan = loan
         try:
@@ -510,6 +517,7 @@ class Pool(Shell):
             self.put(slot.conn, broken=broken)
             return
         quiet = loan.end(fence)
+        self._trace_cancels(loan)
         self._driver.bind(slot.conn, None)
         if quiet and not loan.cancelled:
             self.put(slot.conn, broken=broken)

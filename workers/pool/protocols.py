@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["ContextLike"]
+__all__ = ["ContextLike", "Tracing"]
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from workers.pool.shell import Shell
 
 
 class ContextLike(Protocol):
@@ -29,3 +32,29 @@ class ContextLike(Protocol):
 
     def on_done(self, callback: Callable[[], object], /) -> Callable[[], bool]:
         """Call back at its end; returns what prevents that."""
+
+
+class Tracing(Protocol):
+    """What makes spans of what a pool tells: `workers.tracing` has it. It never raises."""
+
+    def acquired(
+        self,
+        pool: Shell,
+        ctx: ContextLike | None,
+        since: float,
+        error: BaseException | None,
+        *,
+        opened: bool = False,
+    ) -> None:
+        """An acquire that began then (monotonic) had to wait; *error*: and came to nothing.
+
+        *opened*: what it got was opened meanwhile.
+        """
+
+    def cancelled(
+        self, pool: Shell, ctx: ContextLike | None, since: float, times: int, *, cut: bool
+    ) -> None:
+        """A loan is over whose statement was cancelled, first then and so many times.
+
+        *cut*: that did not help, and the connection was cut off.
+        """

@@ -11,6 +11,7 @@ __all__ = [
     "CMAP_REASON",
     "LAST_GRACE",
     "NESTED_AFTER",
+    "WAITED",
     "Closing",
     "Options",
     "Shell",
@@ -26,7 +27,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from time import monotonic
-from typing import Any, TypedDict
+from typing import Any, ClassVar, Protocol, TypedDict
 
 from workers.pool import forks, words
 from workers.pool.drivers.base import Driver
@@ -39,6 +40,7 @@ from workers.pool.errors import (
     PoolTimeout,
 )
 from workers.pool.events import Listener, PoolEvent
+from workers.pool.protocols import ContextLike, Tracing
 from workers.pool.reports import CloseReport, Holder, Leak
 from workers.pool.stacks import describe, is_under, thread_name
 from workers.pool.state import (
@@ -60,6 +62,9 @@ CLOSE_TIMEOUT = 5.0
 LAST_GRACE = 0.5
 # After this long a waiter is asked whether it has a connection itself.
 NESTED_AFTER = 0.05
+
+# An acquire that took longer has waited for something, if only for an idle connection's answer.
+WAITED = 0.001
 
 # CMAP's words for why a connection is closed.
 CMAP_REASON = {
@@ -89,6 +94,15 @@ class Options(TypedDict, total=False):
     keepalive: float
 
 
+class LoanLike(Protocol):
+    """What the loans of both shells tell of their cancels."""
+
+    ctx: ContextLike | None
+    cancels: int
+    first: float
+    cut: bool
+
+
 class Closing:
     """A close in progress or done."""
 
@@ -108,6 +122,9 @@ class Closing:
 class Shell:
     """A pool, but for how it waits."""
 
+    tracing: ClassVar[Tracing | None] = None
+    """Of every pool in the process; set by `workers.tracing`."""
+
     on_leak: Callable[[Leak], object] | None = None
     on_crowded: Callable[[], object] | None = None
     on_outage: Callable[[BaseException | None], object] | None = None
@@ -125,6 +142,16 @@ class Shell:
     def _knows(self) -> Driver:
         """The driver, as far as it can be asked without waiting."""
         raise NotImplementedError
+
+    @property
+    def system(self) -> str:
+        """What kind of database it is for: its driver's name."""
+        return self._knows.name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its database is a matter of this machine."""
+        return self._knows.local
 
     def is_outage(self, exc: BaseException) -> bool:
         """Whether this error, in itself, says that the pool's server is away for now. Any thread.
@@ -289,6 +316,11 @@ class Shell:
             listener(PoolEvent(name, self.name, **fields))
         except Exception as exc:
             log("pool %r: the listener failed on %s: %r", self.name, name, exc)
+
+    def _trace_cancels(self, loan: LoanLike) -> None:
+        """Tell of a loan that is over whether it was cancelled."""
+        if self.tracing is not None and loan.cancels:
+            self.tracing.cancelled(self, loan.ctx, loan.first, loan.cancels, cut=loan.cut)
 
     def _emit_check_out(self, slot: Slot) -> None:
         self._emit("ConnectionCheckOutStarted")
