@@ -85,7 +85,7 @@ def judge(error: BaseException, *, begun: bool, stopped: bool, excused: bool) ->
         error: what came out of it.
         begun: whether the handler has been called.
         stopped: whether the job's context has ended.
-        excused: whether the database lost the connection, or asks for another try.
+        excused: whether the database lost the connection, has no room, or asks for another try.
     """
     if isinstance(error, ClaimLostError):
         return Verdict.TAKEN_OVER
@@ -349,7 +349,11 @@ class _Runner:
                     self._table.perform(conn, ctx, claim, work)
                     committed = True
                 except BaseException as exc:
-                    excused = self._table.is_conflict(exc) or self._table.is_broken(conn)
+                    excused = (
+                        self._table.is_conflict(exc)
+                        or self._table.is_out_of_room(exc)
+                        or self._table.is_broken(conn)
+                    )
                     raise
         except BaseException as exc:  # whatever user code raises is the job's, not the worker's
             if committed:

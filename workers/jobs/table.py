@@ -19,7 +19,7 @@ most one process can find its fence in place, and it finds it at most once. A ho
 for dead, or slept through its lease, finds nothing to finish, and its work is rolled back.
 
 `failures` counts what handlers raised, `losses` what came to no verdict (the worker was killed, the
-connection broke, the database was locked). Only `failures` count towards `max_attempts`: what the
+connection broke, the database was locked or its disk full). Only `failures` count towards `max_attempts`: what the
 machinery did must not condemn a job. A job that kills its worker each time is held back longer and
 longer, so that it cannot exhaust the group's restarts, and ends as failed after `LOSSES_ALLOWED`.
 """
@@ -268,6 +268,10 @@ class Table(ABC):
     @abstractmethod
     def is_conflict(self, error: BaseException) -> bool:
         """Return whether the database asks for the transaction to be tried again."""
+
+    @abstractmethod
+    def is_out_of_room(self, error: BaseException) -> bool:
+        """Return whether the database could not do it for want of disk or memory."""
 
     @abstractmethod
     def is_broken(self, conn: Any) -> bool:
