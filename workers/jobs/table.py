@@ -27,6 +27,7 @@ longer, so that it cannot exhaust the group's restarts, and ends as failed after
 from __future__ import annotations
 
 __all__ = [
+    "LONGEST_WAIT",
     "STATES",
     "Claim",
     "ClaimLostError",
@@ -46,6 +47,7 @@ from workers.context import Context
 STATES = ("queued", "running", "done", "failed")
 
 LOSSES_ALLOWED = 20
+LONGEST_WAIT = 360  # seconds: no job is held back for longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,13 @@ _WORDS = {
         " WHEN 3 THEN {now} + 16 ELSE {now} + 60 END"
     ),
     "{is_last}": f"losses + 1 >= {LOSSES_ALLOWED}",
+    # What is due later than any back-off could have made it was written before the clock was set
+    # back. Until its first failure or second loss a job is due at once.
+    "{misdated}": (
+        "state = 'queued' AND due > {now}"  # this alone can be looked up in the index
+        " AND due > {now}"
+        f" + CASE WHEN failures = 0 AND losses < 2 THEN 0 ELSE {LONGEST_WAIT} END"
+    ),
 }
 _NEXT_DUE = "SELECT min(due) - {now} FROM jobs WHERE state = 'queued'"
 _FINISH = "UPDATE jobs SET state = 'done', result = ?, error = NULL, {free} WHERE {fence}"
@@ -125,6 +134,8 @@ _RETRY = (
     "UPDATE jobs SET state = 'queued', failures = 0, losses = 0, due = {now} WHERE state = 'failed'"
 )
 _RETRY_ONE = _RETRY + " AND id = ?"
+_IS_MISDATED = "SELECT EXISTS (SELECT 1 FROM jobs WHERE {misdated})"
+_REDATE = "UPDATE jobs SET due = {now} WHERE {misdated}"
 _STATE = "SELECT state FROM jobs WHERE id = ?"
 _INDEXES = (
     "CREATE INDEX IF NOT EXISTS jobs_queued ON jobs (due, id) WHERE state = 'queued'",
@@ -241,6 +252,16 @@ class Table(ABC):
         """Return the running jobs of `owner`; with `expired` only those whose lease has ended."""
         query = _HELD_BY + (_EXPIRED if expired else "") + "{unless_locked}"
         return [Claim(*row) for row in self._rows(conn, query, (owner,))]
+
+    # --- the clock ------------------------------------------------------------------------------
+
+    def is_misdated(self, conn: Any) -> bool:
+        """Return whether jobs wait for a time that has come already: the clock was set back."""
+        return bool(self._rows(conn, _IS_MISDATED)[0][0])
+
+    def redate(self, conn: Any) -> int:
+        """Let such jobs be due now; return how many that were."""
+        return self._change(conn, _REDATE)
 
     # --- for people -----------------------------------------------------------------------------
 

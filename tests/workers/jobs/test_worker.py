@@ -375,6 +375,18 @@ def test_locked_database_in_a_handler_is_not_the_jobs_fault(on_sqlite):
     assert on_sqlite.effects() == [(number, 2)]
 
 
+@pytest.mark.parametrize("tried", [0, 1])
+def test_job_does_not_wait_for_a_clock_that_was_set_back(database, tried):
+    """What is due later than any back-off could make it is due now; a back-off is waited for."""
+    database.add("late", "held back")
+    database.change("UPDATE jobs SET losses = ?, due = due + 7200 WHERE payload = 'late'", tried)
+    database.change("UPDATE jobs SET losses = 4, due = due + 60 WHERE payload = 'held back'")
+    with Running(database) as running:
+        running.until(done=1)
+        assert running.log.of("jobs.clock_was_set_back") == [{"jobs": 1}]
+    assert database.rows("SELECT payload FROM jobs WHERE state = 'done'") == [("late",)]
+
+
 def test_full_disk_in_a_handler_is_not_the_jobs_fault(database):
     """What has no room is tried again as a loss, however often: no attempt of the job is used up."""
     [number] = database.add("bare")
