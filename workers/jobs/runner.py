@@ -49,7 +49,7 @@ from workers.worker import Worker
 _FIRST_PAUSE = 0.02
 # A busy worker looks after dead ones this often: their jobs must not starve behind a long queue.
 _SWEEP_EVERY = 5.0
-_LOOK_AT_CLOCK_EVERY = 5.0  # seconds: what waits after the clock was set back waits so long
+_LOOK_AT_CLOCK_EVERY = 1.0  # seconds: what waits after the clock was set back waits so long
 # Seconds for one try to write an outcome; a dead server must not hold a thread longer than this.
 _SETTLE_WITHIN = 5.0
 _LONGEST_PAUSE = 10.0  # seconds between two tries while the database does not answer
