@@ -15,7 +15,7 @@ cgroup, libfaketime): such a fault is left out then, and the run says so.
 
 from __future__ import annotations
 
-__all__ = ["Nemesis", "Surroundings"]
+__all__ = ["Nemesis"]
 
 import contextlib
 import os
@@ -25,32 +25,28 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 import zmq
 from prettytable import PrettyTable
 
-from tests.cgroups import Cgroup
 from tests.chaos import history
 from tests.chaos.handlers import EATING, HUNGRY
 from tests.chaos.jobs import BETWEEN_KILLS, CONFIG, GRACE, Chaos, Figures, own_server
-from tests.chaos.surroundings import Clock, Disk, Unavailable
+from tests.chaos.surroundings import BUDGET, Surroundings
 from tests.chaos.witness import Census, Feeder, Witness
-from tests.servers import PostgreSQLServer
 from tests.supervised import Supervised, is_alive, title, wait_until
-from tests.workers.jobs.databases import Database, PostgreSQLDatabase, SQLiteDatabase
-from tests.workers.pool.proxy import Proxy
+from tests.workers.jobs.databases import PostgreSQLDatabase
 
 STOPPED = (0.05, 1.5)  # seconds: also longer than a receipt may take
 STORM = 10  # SIGHUPs
 CRUMBS = (b"", b"\0" * 64, b"ackvisor/1 \x81", b"ackvisor/9 \x80", bytes(range(200)))
-DISK = 256 << 20  # bytes, of which the log of ten minutes is a part
 LEFT = 32 << 20  # bytes of memory, while a job eats
-BUDGET = 12
+PATIENCE = 60.0  # seconds for one thing to happen, while much else does
 READY_TIMEOUT = 30.0  # the default
 SPELL = (0.1, 1.5)  # seconds that disk, deafness and a strange clock last
 STEP = (600, 6 * 3600)  # seconds by which the clock is set
@@ -58,94 +54,8 @@ STEP = (600, 6 * 3600)  # seconds by which the clock is set
 CALM = 150.0
 
 
-@dataclass
-class Surroundings:
-    """What can fail beside the processes. Use as a `with` block.
-
-    Attributes:
-        database: where the jobs are.
-        server: that of the database, None for SQLite.
-        proxy: what lies between it and the workers.
-        disk: where the log, the sockets and a SQLite database are; None: the machine's own.
-        clock: None: the machine's own.
-        cage: the memory of them all; None: all that the machine has.
-        missing: why one of them is None.
-    """
-
-    folder: Path
-    database: Database
-    server: PostgreSQLServer | None = None
-    proxy: Proxy | None = None
-    disk: Disk | None = None
-    clock: Clock | None = None
-    cage: Cgroup | None = None
-    missing: list[str] = field(default_factory=list)
-
-    @classmethod
-    @contextlib.contextmanager
-    def around(cls, folder: Path, server: PostgreSQLServer | None) -> Iterator[Self]:
-        """Make them, as far as this machine can; undo them at the end.
-
-        Args:
-            folder: for what they leave behind.
-            server: a PostgreSQL that does not run yet; None: SQLite.
-        """
-        missing: list[str] = []
-        with contextlib.ExitStack() as stack:
-            disk = clock = cage = proxy = None
-            with _noted(missing):
-                disk = stack.enter_context(Disk(folder / "disk", DISK, folder / "kept"))
-            with _noted(missing):
-                at = folder if server is None else Path(server.folder)
-                clock = stack.enter_context(Clock(at / "clock"))
-            with _noted(missing):
-                cage = stack.enter_context(Cgroup("memory"))
-            database: Database
-            if server is None:
-                place = folder if disk is None else disk.folder
-                database = SQLiteDatabase(str(place / "jobs.db"))
-            else:
-                stack.callback(server.stop)
-                proxy = stack.enter_context(Proxy(server.port))
-                server.through = () if clock is None else clock.through
-                _start(server, clock)
-                database = PostgreSQLDatabase(server)
-            yield cls(folder, database, server, proxy, disk, clock, cage, missing)
-
-    def restart_server(self) -> None:
-        """Stop and start it; all sessions end."""
-        assert self.server is not None
-        self.server.stop()
-        _start(self.server, self.clock)
-
-    @property
-    def through(self) -> tuple[str, ...]:
-        """The words that start a supervisor in them."""
-        cage = () if self.cage is None else self.cage.through
-        return cage + (() if self.clock is None else self.clock.through)
-
-    @property
-    def pool(self) -> str:
-        """The pool's lines of the configuration."""
-        if self.proxy is None:
-            return f'url = "{self.database.url}"'
-        assert isinstance(self.database, PostgreSQLDatabase)
-        url = f"postgresql://app@127.0.0.1:{self.proxy.port}/{self.database.name}"
-        return f'url = "{url}"\nmax_open = 3\nmax_idle = 3\nbudget = {BUDGET}'
-
-
-def _start(server: PostgreSQLServer, clock: Clock | None) -> None:
-    server.start()
-    if clock is not None and server.process is not None:
-        clock.pids.add(server.process.pid)
-
-
-@contextlib.contextmanager
-def _noted(missing: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, Unavailable) as exc:
-        missing.append(str(exc))
+def _name(fault: Callable[[], None]) -> str:
+    return fault.__name__.strip("_")
 
 
 @dataclass(frozen=True)
@@ -162,13 +72,22 @@ class Fault:
 
 
 class Nemesis(Chaos):
-    """One run: Chaos, with every fault that there is."""
+    """One run: Chaos, with every fault that there is.
 
-    def __init__(self, surroundings: Surroundings, **kwargs: Any) -> None:
+    Args:
+        surroundings: what can fail.
+        only: names of the faults that are in the bag; all, where nothing is said.
+        kwargs: as Chaos has them.
+    """
+
+    def __init__(
+        self, surroundings: Surroundings, *, only: Collection[str] = (), **kwargs: Any
+    ) -> None:
         super().__init__(surroundings.folder, surroundings.database, **kwargs)
         self.faults: list[Fault] = []
         self.kinds: Counter[str] = Counter()
         self._around = surroundings
+        self._only = only
         self._eaters = 0
 
     def run(self) -> Figures:
@@ -222,7 +141,7 @@ class Nemesis(Chaos):
             while time.monotonic() < until or pending:
                 time.sleep(self.random.uniform(*BETWEEN_KILLS))
                 fault = pending.pop() if pending else self.random.choices(faults, weights)[0]
-                name = fault.__name__.strip("_")
+                name = _name(fault)
                 self.kinds[name] += 1
                 fault()
                 self.faults.append(Fault(name, time.monotonic()))
@@ -255,7 +174,7 @@ class Nemesis(Chaos):
                 (self._deaf_to_the_server, 1),
                 (self._connections_reset, 1),
             ]
-        return bag
+        return [entry for entry in bag if not self._only or _name(entry[0]) in self._only]
 
     # --- processes and their supervisor ------------------------------------------------------------
 
@@ -325,7 +244,7 @@ class Nemesis(Chaos):
     def _start_again(self) -> None:
         ready = len(self._witness.events("supervisor.ready"))
         self._witness.start()
-        self._witness.event("supervisor.ready", count=ready + 1, due=60.0)
+        self._witness.event("supervisor.ready", count=ready + 1, due=PATIENCE)
 
     # --- what they stand on ------------------------------------------------------------------------
 
@@ -353,15 +272,17 @@ class Nemesis(Chaos):
         # Else the kernel's kill were told as the cause of one of ours.
         wait_until(lambda: not self._witness.unheard_ends(), "every end before this one is known")
         (self.folder / HUNGRY).touch()
-        eater = wait_until(self._eater, "a job has begun to eat")
+        eater = wait_until(self._eater, "a job has begun to eat", PATIENCE)
         with self._around.cage.memory_left(LEFT):
-            wait_until(lambda: not is_alive(eater), "the kernel has killed the worker that eats")
+            wait_until(
+                lambda: not is_alive(eater), "the kernel has killed the worker that eats", PATIENCE
+            )
         self._eaters += 1
         if not self._witness.is_its_worker(eater):
             return  # an orphan: nobody is there to tell
         ended = self._witness.event("worker.exited", pid=eater)
         is_ours = self._witness.events("worker.killed", pid=eater)
-        assert is_ours or ended["cause"] == "memory", f"the kernel's kill was not told: {ended}"
+        assert is_ours or ended.get("cause") == "memory", f"the kernel's kill was not told: {ended}"
 
     def _eater(self) -> int | None:
         for path in self.folder.glob(f"{EATING}.[0-9]*"):

@@ -1,20 +1,30 @@
-"""What workers and their supervisor stand on, made so that it can fail: a disk, a clock.
+"""What workers and their supervisor stand on, made so that it can fail: disk, clock, memory, server.
 
-Neither is the machine's own: the disk is a small tmpfs, the clock an offset that libfaketime adds to
+None is the machine's own: the disk is a small tmpfs, the clock an offset that libfaketime adds to
 CLOCK_REALTIME (and to nothing else) in the programs that are started through it.
 """
 
 from __future__ import annotations
 
-__all__ = ["Clock", "Disk", "Unavailable"]
+__all__ = ["BUDGET", "Clock", "Disk", "Surroundings", "Unavailable"]
 
 import contextlib
 import glob
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+from tests.cgroups import Cgroup
+from tests.servers import PostgreSQLServer
+from tests.workers.jobs.databases import Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.workers.pool.proxy import Proxy
+
+DISK = 256 << 20  # bytes, of which the log of ten minutes is a part
+BUDGET = 8  # below what the workers would like to have
 
 
 class Unavailable(Exception):  # noqa: N818  # no error: it says what a machine has not got
@@ -128,3 +138,93 @@ class Clock:
             for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"/dev/shm/{name}")
+
+
+@dataclass
+class Surroundings:
+    """What can fail beside the processes. Use as a `with` block.
+
+    Attributes:
+        database: where the jobs are.
+        server: that of the database, None for SQLite.
+        proxy: what lies between it and the workers.
+        disk: where the log, the sockets and a SQLite database are; None: the machine's own.
+        clock: None: the machine's own.
+        cage: the memory of them all; None: all that the machine has.
+        missing: why one of them is None.
+    """
+
+    folder: Path
+    database: Database
+    server: PostgreSQLServer | None = None
+    proxy: Proxy | None = None
+    disk: Disk | None = None
+    clock: Clock | None = None
+    cage: Cgroup | None = None
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.contextmanager
+    def around(cls, folder: Path, server: PostgreSQLServer | None) -> Iterator[Self]:
+        """Make them, as far as this machine can; undo them at the end.
+
+        Args:
+            folder: for what they leave behind.
+            server: a PostgreSQL that does not run yet; None: SQLite.
+        """
+        missing: list[str] = []
+        with contextlib.ExitStack() as stack:
+            disk = clock = cage = proxy = None
+            with _noted(missing):
+                disk = stack.enter_context(Disk(folder / "disk", DISK, folder / "kept"))
+            with _noted(missing):
+                at = folder if server is None else Path(server.folder)
+                clock = stack.enter_context(Clock(at / "clock"))
+            with _noted(missing):
+                cage = stack.enter_context(Cgroup("memory"))
+            database: Database
+            if server is None:
+                place = folder if disk is None else disk.folder
+                database = SQLiteDatabase(str(place / "jobs.db"))
+            else:
+                stack.callback(server.stop)
+                proxy = stack.enter_context(Proxy(server.port))
+                server.through = () if clock is None else clock.through
+                _start(server, clock)
+                database = PostgreSQLDatabase(server)
+            yield cls(folder, database, server, proxy, disk, clock, cage, missing)
+
+    def restart_server(self) -> None:
+        """Stop and start it; all sessions end."""
+        assert self.server is not None
+        self.server.stop()
+        _start(self.server, self.clock)
+
+    @property
+    def through(self) -> tuple[str, ...]:
+        """The words that start a supervisor in them."""
+        cage = () if self.cage is None else self.cage.through
+        return cage + (() if self.clock is None else self.clock.through)
+
+    @property
+    def pool(self) -> str:
+        """The pool's lines of the configuration."""
+        if self.proxy is None:
+            return f'url = "{self.database.url}"'
+        assert isinstance(self.database, PostgreSQLDatabase)
+        url = f"postgresql://app@127.0.0.1:{self.proxy.port}/{self.database.name}"
+        return f'url = "{url}"\nmax_open = 3\nmax_idle = 3\nbudget = {BUDGET}'
+
+
+def _start(server: PostgreSQLServer, clock: Clock | None) -> None:
+    server.start()
+    if clock is not None and server.process is not None:
+        clock.pids.add(server.process.pid)
+
+
+@contextlib.contextmanager
+def _noted(missing: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, Unavailable) as exc:
+        missing.append(str(exc))
