@@ -103,7 +103,7 @@ class Chaos:
             self._kill(supervised, began + self.seconds)
             self._wait_for_the_rest()
             seconds = time.monotonic() - began
-            assert supervised.stop() == 0
+            self._stop(supervised)
             wait_until(lambda: not supervised.processes(), "nothing is left running")
         return self._check(seconds)
 
@@ -113,6 +113,9 @@ class Chaos:
 
     def _wait_for_the_rest(self) -> None:
         wait_until(lambda: self._done() == self.jobs, f"all done; {self._counts()}", CALM)
+
+    def _stop(self, supervised: Supervised) -> None:
+        assert supervised.stop() == 0
 
     def _write_files(self) -> None:
         self.files = self.folder / "files"

@@ -335,6 +335,18 @@ class Nemesis(Chaos):
 
         wait_until(rest, f"all jobs are done; at last {self._counts()}", CALM)
 
+    def _stop(self, supervised: Supervised) -> None:
+        wait_until(self._is_complete, "the fleet is complete again", CALM)
+        code = supervised.stop()
+        stopped = self._witness.events("supervisor.stopped")[-1]
+        # On a busy machine one may have to be killed in the stop; the history tells whether in time.
+        assert code == bool(stopped["killed"]), f"it ended with {code}: {stopped}"
+
+    def _is_complete(self) -> bool:
+        status = self._witness.status()
+        groups = status["groups"].values()
+        return status["state"] == "ready" and all(it["ready"] == it["count"] for it in groups)
+
     def _check(self, seconds: float) -> Figures:
         [(self.jobs,)] = self.database.rows("SELECT count(*) FROM jobs")
         rows = {number for (number,) in self.database.rows("SELECT id FROM jobs")}
@@ -380,7 +392,8 @@ class Nemesis(Chaos):
         """Return what else there is to say of a run that held."""
         lines = [
             f"{self._killed} kills by the supervisor, each explained and not before its time",
-            f"{self._eaters} workers killed for memory; {self._witness.torn} lines of the log torn",
+            f"{self._eaters} workers killed for memory",
+            f"{self._witness.untold} lines had no room in the log, {self._witness.torn} were torn",
         ]
         if (census := self._census) is not None:
             lines.append(

@@ -24,11 +24,12 @@ class Witness(Supervised):
 
     Attributes:
         torn: lines of the log that cannot be read, because there was no room for the rest.
+        untold: lines that the log says it had no room for.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.torn = 0
+        self.torn = self.untold = 0
         self._heard_of: set[tuple[str, ...]] = set()
         self._by_name: dict[str, list[dict[str, Any]]] = {}
         self._living: set[int] = set()  # workers, the last time that somebody looked
@@ -65,7 +66,9 @@ class Witness(Supervised):
     def _hear(self, line: dict[str, Any]) -> None:
         # The log has the level beside what the event is; the time is to the microsecond.
         key = tuple(str(line.get(name)) for name in ("time", "event", "worker", "pid"))
-        if line["event"] != "log.lines_lost" and key not in self._heard_of:
+        if line["event"] == "log.lines_lost":
+            self.untold += line["lines"]
+        elif key not in self._heard_of:
             self._heard_of.add(key)
             self._lines.append(line)
             self._by_name.setdefault(line["event"], []).append(line)
