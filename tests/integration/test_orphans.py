@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_harms_nobody(tmp_path):
 @pytest.mark.parametrize("room", [0, 20])
 def test_a_full_disk_leaves_no_part_of_a_note(tmp_path, room):
     """A note that has no room is told of, and nothing of it outlives its worker."""
-    told = []
+    told: list[str] = []
     mine = Notes(tmp_path, told.append)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
