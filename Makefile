@@ -46,7 +46,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m bench
 
 chaos: $(VENV)/.tests
-	$(BIN)/python -m tests.chaos.nemesis --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.chaos.nemesis --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) --pool $(or $(POOL),sqlite)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -378,6 +378,7 @@ class _StandardError:
         self._is_stuck = False  # the reader had its chance
         self._is_writing = False
         self._is_broken = False  # the last write has failed: nothing can be said of it yet
+        self._is_torn = False  # what stands there ends in the middle of a line of ours
         self._fd = 2
         self._send: Callable[[bytes], int] = self._sent_to_file
 
@@ -430,9 +431,11 @@ class _StandardError:
         self._lock = threading.RLock()
         self._kept.clear()
         self._size = self._lost = 0
-        self._is_writing = False
+        self._is_writing = self._is_torn = False
 
     def _keep(self, line: bytes) -> None:
+        if self._is_torn and not self._kept:  # its rest was given up: it must not spoil this one
+            line = b"\n" + line
         if self._size + len(line) > MAX_KEPT:
             self._lost += 1
         else:
@@ -460,7 +463,8 @@ class _StandardError:
                     self._is_stuck = self._is_broken = False
                     self._size -= written
                     line = self._kept.popleft()
-                    if written < len(line):
+                    self._is_torn = written < len(line)
+                    if self._is_torn:
                         self._kept.appendleft(line[written:])
         finally:
             self._is_writing = False

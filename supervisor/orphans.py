@@ -89,12 +89,13 @@ class Notes:
     def _write(self, worker: str) -> None:
         note = self._notes[worker]
         path = self._path(note)
+        new = path.with_suffix(".new")
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            new = path.with_suffix(".new")
             new.write_text(json.dumps(note), encoding="utf-8")
             new.replace(path)
         except OSError as exc:
+            _remove(new)
             self._on_error(f"{path}: {exc.strerror}")
 
     def _path(self, note: dict[str, Any]) -> Path:

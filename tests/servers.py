@@ -61,10 +61,14 @@ def unprivileged(*names: str) -> str | None:
 
 
 class PostgreSQLServer:
-    """PostgreSQL in a temporary folder: a Unix socket and a port of 127.0.0.1, fsync off."""
+    """PostgreSQL in a temporary folder: a Unix socket and a port of 127.0.0.1, fsync off.
+
+    `through` may be given words that start it, before its first start.
+    """
 
     def __init__(self, binaries: str) -> None:
         self.binaries = binaries
+        self.through: tuple[str, ...] = ()
         self.user = unprivileged("postgres")
         self.folder = tempfile.mkdtemp(prefix="ackvisor-pg-", dir="/tmp")
         self.port = free_port()
@@ -100,7 +104,7 @@ class PostgreSQLServer:
         log = os.open(f"{self.folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self.process = subprocess.Popen(
-                [f"{self.binaries}/postgres", "-D", self.data, "-k", self.folder,
+                [*self.through, f"{self.binaries}/postgres", "-D", self.data, "-k", self.folder,
                  "-p", str(self.port), "-h", "127.0.0.1", "-c", "fsync=off",
                  "-c", "max_connections=100", "-c", "shared_buffers=16MB",
                  "-c", "max_wal_senders=0", "-c", "autovacuum=off"],

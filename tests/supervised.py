@@ -67,6 +67,7 @@ class Supervised:
         log_format: "json", or "console" as a person would see it.
         program: the words that run `supervisor`.
         cwd: where it is run.
+        state: where its sockets and its log are; in `folder`, where nothing is said.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class Supervised:
         log_format: str = "json",
         program: Sequence[str] = SUPERVISOR,
         cwd: Path = REPO,
+        state: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.runtime_dir = folder / "run"
-        self.log_path = folder / "log.jsonl"
+        self.runtime_dir = (state or folder) / "run"
+        self.log_path = (state or folder) / "log.jsonl"
         self.config = folder / "test.toml"
         self.config.write_text(
-            f'[supervisor]\nruntime_dir = "run"\npath = [".", "{REPO}"]\n{supervisor}\n'
+            f'[supervisor]\nruntime_dir = "{self.runtime_dir}"\npath = [".", "{REPO}"]\n{supervisor}\n'
             f'[log]\nformat = "{log_format}"\n{config}\n',
             encoding="utf-8",
         )

@@ -365,7 +365,7 @@ class Worker:
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
         details = {
             "reason": self.fault,
-            "cause": self._cause_shown(),
+            "cause": self._cause_shown(died),
             "cancel_cause": self._cause,
             "why": self.kill_reason,
             "error": self.error,
@@ -413,10 +413,11 @@ class Worker:
             if (report := self.reports.get(pool)) is not None
         }
 
-    def _cause_shown(self) -> str:
+    def _cause_shown(self, died: bool) -> str:
         """Return why it ended, "" where it was told to, or has done what it was for."""
         told_to = Step.CANCELLED in self.history or self.kill_reason
-        is_plain = self.cause is Cause.RETURNED or (told_to and not self.fault)
+        by_others = died and self.cause in {Cause.KILLED, Cause.MEMORY}  # also while it drained
+        is_plain = self.cause is Cause.RETURNED or (told_to and not self.fault and not by_others)
         return "" if is_plain else self.cause.value
 
     # --- what is decided about it ----------------------------------------------------------------

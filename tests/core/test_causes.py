@@ -117,6 +117,21 @@ def test_who_is_killed_for_memory_is_told_from_who_is_killed():
     assert fields_of("worker.exited", second)["cause"] == "memory"
 
 
+def test_who_is_killed_while_it_drains_is_told_as_that():
+    """They were told to end, but not so: else somebody else's SIGKILL had no reason at all."""
+    script = Script(group(count=3))
+    script.ready(1, "jobs-1", "jobs-2", "jobs-3")
+    script.at(2, ev.StopRequested("SIGTERM"))
+    ends = [
+        script.at(3, ev.WorkerExited("jobs-1", signal=9, oom_kills=4)),
+        script.at(3, ev.WorkerExited("jobs-2", signal=9, oom_kills=5)),
+        script.at(3, ev.WorkerExited("jobs-3", signal=15)),
+    ]
+
+    causes = [fields_of("worker.exited", ended).get("cause") for ended in ends]
+    assert causes == ["killed", "memory", None]
+
+
 # --- starts that fail -----------------------------------------------------------------------------
 
 

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 from supervisor.memory import OomCounter
+from tests.cgroups import Cgroup, memory_limit
 from tests.supervised import Supervised, group, is_alive, wait_until
 
 
-@contextlib.contextmanager
-def cgroup(controller: str, **limits: int) -> Iterator[tuple[str, ...]]:
-    """Yield what starts a program in a cgroup with these limits; skip where none can be made."""
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    parent = Path("/sys/fs/cgroup") if unified else Path("/sys/fs/cgroup", controller)
-    folder = parent / f"ackvisor-test-{os.getpid()}"
+def cgroup(controller: str, limits: Mapping[str, int] | None = None) -> Cgroup:
+    """Return a new cgroup; skip where none can be made."""
     try:
-        folder.mkdir()
+        return Cgroup(controller, limits)
     except OSError as exc:
-        pytest.skip(f"no cgroup can be made: {exc.strerror}")
-    try:
-        try:
-            for name, value in limits.items():
-                (folder / name.replace("__", ".")).write_text(str(value), encoding="ascii")
-        except OSError as exc:
-            pytest.skip(f"no such limit here: {exc}")
-        yield ("sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh")
-    finally:
-        wait_until(lambda: _removed(folder), "the cgroup is empty")
-
-
-def _removed(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-    return not folder.exists()
+        pytest.skip(f"no such cgroup can be made: {exc}")
 
 
 def test_a_kill_from_outside_is_told_as_one(tmp_path):
@@ -57,13 +37,10 @@ def test_a_kill_from_outside_is_told_as_one(tmp_path):
 
 def test_a_worker_that_is_killed_for_memory_is_told_from_one_that_somebody_killed(tmp_path):
     """The kernel's count of OOM kills has risen; the supervisor in the same cgroup lives on."""
-    version_1 = {"memory__limit_in_bytes": 200 << 20}
-    version_2 = {"memory__max": 200 << 20, "memory__swap__max": 0}
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     config = group("eater", "memory_eater", count=1, max_restarts=0)
     with (
-        cgroup("memory", **(version_2 if unified else version_1)) as through,
-        Supervised(tmp_path, config, through=through) as supervised,
+        cgroup("memory", memory_limit(200 << 20)) as cage,
+        Supervised(tmp_path, config, through=cage.through) as supervised,
     ):
         ended = supervised.event("worker.exited", worker="eater-1")
         assert (ended["signal"], ended["cause"]) == (signal.SIGKILL, "memory")
@@ -75,9 +52,9 @@ def test_a_worker_that_is_killed_for_memory_is_told_from_one_that_somebody_kille
 def test_no_process_to_be_had_is_waited_for(tmp_path, template_too):
     """fork fails with EAGAIN: the group is nobody's failure, and comes when there is room again."""
     config = group("web", "idle", count=3, max_restarts=0, backoff="20ms")
-    with cgroup("pids") as through:
-        limit = Path(through[2].split()[3]).with_name("pids.max")
-        with Supervised(tmp_path, config, through=through) as supervised:
+    with cgroup("pids") as cage:
+        limit = cage.folder / "pids.max"
+        with Supervised(tmp_path, config, through=cage.through) as supervised:
             supervised.ready()
             limit.write_text("1", encoding="ascii")
             if template_too:

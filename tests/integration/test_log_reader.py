@@ -154,14 +154,18 @@ def test_lines_that_do_not_fit_are_counted(full_pipe):
     assert 500 < len(kept) < 2000
 
 
-def test_what_a_full_disk_has_cost_is_told_when_there_is_room_again(tmp_path):
-    """Each write fails, and nothing else does; the first one that does not is followed by a count."""
+@pytest.mark.parametrize("room", [0, 20])
+def test_what_a_full_disk_has_cost_is_told_when_there_is_room_again(tmp_path, room):
+    """Each write fails, and nothing else does; the first one that does not is followed by a count.
+
+    A line that had room for its beginning only spoils no other.
+    """
     path = tmp_path / "log"
     program = (
         "import resource; from supervisor import log\n"
         "log.configure('json', 'info', patience=0.0)\n"
         "_, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, most))\n"
         "for number in range(7): log.get_logger().info('line', number=number)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
         "log.get_logger().info('line', number=7)\n"
@@ -169,7 +173,9 @@ def test_what_a_full_disk_has_cost_is_told_when_there_is_room_again(tmp_path):
     )
     with path.open("ab") as file:
         subprocess.run([sys.executable, "-c", program], stderr=file, check=True, timeout=DUE)
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    text = path.read_bytes()
+    whole = text.splitlines()[1:] if room else text.splitlines()
+    lines = [json.loads(line) for line in whole]
     assert [(line["event"], line.get("number", line.get("lines"))) for line in lines] == [
         ("line", 7),
         ("log.lines_lost", 7),

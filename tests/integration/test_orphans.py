@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -160,3 +161,20 @@ def test_a_folder_that_cannot_be_written_is_told_and_harms_nobody(tmp_path):
     found = Orphans(tmp_path, 0.0)
     assert found.held() == {}
     found.close()
+
+
+@pytest.mark.parametrize("room", [0, 20])
+def test_a_full_disk_leaves_no_part_of_a_note(tmp_path, room):
+    """A note that has no room is told of, and nothing of it outlives its worker."""
+    told: list[str] = []
+    mine = Notes(tmp_path, told.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        mine.born("web-1", os.getpid(), 1.0, {"main": (2, 4)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(told) == 1
+    mine.ended("web-1")
+    mine.close()
+    assert not Path(tmp_path, FOLDER).exists()

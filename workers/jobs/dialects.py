@@ -135,6 +135,10 @@ class SQLite(Table):
         """Return whether others held the lock, or wrote after what was read."""
         return isinstance(error, sqlite3.OperationalError) and _is_busy(error)
 
+    def is_out_of_room(self, error: BaseException) -> bool:
+        """Return whether the disk is full; SQLite says of some writes only that they failed."""
+        return isinstance(error, sqlite3.Error) and _code(error) in _NO_ROOM
+
     def is_broken(self, conn: Any) -> bool:  # noqa: ARG002
         """Return False: there is no server to lose."""
         return False
@@ -249,9 +253,16 @@ def _has_succeeded(cursor: sqlite3.Cursor, statement: str) -> bool:
     return True
 
 
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 def _is_busy(error: sqlite3.OperationalError) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)  # with its extension (BUSY_SNAPSHOT) above a byte
-    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF  # its extension (BUSY_SNAPSHOT) is above that byte
 
 
 class PostgreSQL(Table):
@@ -359,6 +370,10 @@ class PostgreSQL(Table):
     def is_conflict(self, error: BaseException) -> bool:
         """Return whether it is a serialization failure or a deadlock."""
         return getattr(error, "sqlstate", None) in self._CONFLICTS
+
+    def is_out_of_room(self, error: BaseException) -> bool:
+        """Return whether it is disk_full or another of the class "insufficient resources"."""
+        return (getattr(error, "sqlstate", None) or "").startswith("53")
 
     def is_broken(self, conn: Any) -> bool:
         """Return whether it was closed by anybody but us."""

@@ -33,7 +33,14 @@ from workers.correlation import bind
 from workers.jobs.dialects import driver_errors, foreign, table_for
 from workers.jobs.options import Handler, Job, Options, find_handler
 from workers.jobs.owner import Owner, is_known_dead
-from workers.jobs.table import Claim, ClaimLostError, Table, TransactionError, storable
+from workers.jobs.table import (
+    LONGEST_WAIT,
+    Claim,
+    ClaimLostError,
+    Table,
+    TransactionError,
+    storable,
+)
 from workers.pool import ConnectError, Pool, PoolClosed, PoolError
 from workers.worker import Job as WorkerJob
 from workers.worker import Worker
@@ -42,10 +49,12 @@ from workers.worker import Worker
 _FIRST_PAUSE = 0.02
 # A busy worker looks after dead ones this often: their jobs must not starve behind a long queue.
 _SWEEP_EVERY = 5.0
+_LOOK_AT_CLOCK_EVERY = 1.0  # seconds: what waits after the clock was set back waits so long
 # Seconds for one try to write an outcome; a dead server must not hold a thread longer than this.
 _SETTLE_WITHIN = 5.0
 _LONGEST_PAUSE = 10.0  # seconds between two tries while the database does not answer
-_LONGEST_BACK_OFF = 300.0  # seconds until a failed job is tried again; 1, 2, 4, 8 ... before
+# Seconds until a failed job is tried again, before jitter; 1, 2, 4, 8 ... before that.
+_LONGEST_BACK_OFF = LONGEST_WAIT / 1.2
 _LONGEST_TRACEBACK = 50_000  # characters: a recursion's says the same thing a thousand times
 
 _OUR_CODE = {str(Path(__file__).with_name(name)) for name in ("runner.py", "dialects.py")}
@@ -85,7 +94,7 @@ def judge(error: BaseException, *, begun: bool, stopped: bool, excused: bool) ->
         error: what came out of it.
         begun: whether the handler has been called.
         stopped: whether the job's context has ended.
-        excused: whether the database lost the connection, or asks for another try.
+        excused: whether the database lost the connection, has no room, or asks for another try.
     """
     if isinstance(error, ClaimLostError):
         return Verdict.TAKEN_OVER
@@ -114,6 +123,7 @@ class _Runner:
         self._turn = threading.Lock()  # held by the one thread that asks for work
         self._pause = _FIRST_PAUSE  # the rest: only with the turn
         self._sweep_at = 0.0
+        self._look_at_clock_at = 0.0
         self._lock = threading.Lock()  # the rest: only with the lock
         self._in_flight: dict[Claim, Context | None] = {}
         self._threads = options.threads
@@ -195,6 +205,8 @@ class _Runner:
         try:
             if time.monotonic() >= self._sweep_at:
                 self._sweep(conn)
+            if time.monotonic() >= self._look_at_clock_at:
+                self._look_at_clock(conn)
             claim = self._claim(conn)
             if claim is None and self._sweep(conn):
                 claim = self._claim(conn)
@@ -282,6 +294,15 @@ class _Runner:
                 count += self._take_back(conn, text, why, expired=True)
         return count
 
+    def _look_at_clock(self, conn: Any) -> None:
+        """Queue at once what would wait for as long as the database's clock was set back."""
+        self._look_at_clock_at = time.monotonic() + _LOOK_AT_CLOCK_EVERY
+        if self._table.is_misdated(conn):
+            with self._table.writing(conn, self._worker.accepting):
+                count = self._table.redate(conn)
+            if count:
+                self._worker.log.warning("jobs.clock_was_set_back", jobs=count)
+
     def _take_back(self, conn: Any, owner: str, why: str, *, expired: bool = False) -> int:
         with self._table.writing(conn, self._worker.accepting):
             held = self._table.held_by(conn, owner, expired=expired)
@@ -358,7 +379,11 @@ class _Runner:
                     self._table.perform(conn, ctx, claim, work)
                     committed = True
                 except BaseException as exc:
-                    excused = self._table.is_conflict(exc) or self._table.is_broken(conn)
+                    excused = (
+                        self._table.is_conflict(exc)
+                        or self._table.is_out_of_room(exc)
+                        or self._table.is_broken(conn)
+                    )
                     raise
         except BaseException as exc:  # whatever user code raises is the job's, not the worker's
             if committed:

@@ -19,7 +19,7 @@ most one process can find its fence in place, and it finds it at most once. A ho
 for dead, or slept through its lease, finds nothing to finish, and its work is rolled back.
 
 `failures` counts what handlers raised, `losses` what came to no verdict (the worker was killed, the
-connection broke, the database was locked). Only `failures` count towards `max_attempts`: what the
+connection broke, the database was locked or its disk full). Only `failures` count towards `max_attempts`: what the
 machinery did must not condemn a job. A job that kills its worker each time is held back longer and
 longer, so that it cannot exhaust the group's restarts, and ends as failed after `LOSSES_ALLOWED`.
 """
@@ -27,6 +27,7 @@ longer, so that it cannot exhaust the group's restarts, and ends as failed after
 from __future__ import annotations
 
 __all__ = [
+    "LONGEST_WAIT",
     "STATES",
     "Claim",
     "ClaimLostError",
@@ -46,6 +47,7 @@ from workers.context import Context
 STATES = ("queued", "running", "done", "failed")
 
 LOSSES_ALLOWED = 20
+LONGEST_WAIT = 360  # seconds: no job is held back for longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,13 @@ _WORDS = {
         " WHEN 3 THEN {now} + 16 ELSE {now} + 60 END"
     ),
     "{is_last}": f"losses + 1 >= {LOSSES_ALLOWED}",
+    # What is due later than any back-off could have made it was written before the clock was set
+    # back. Until its first failure or second loss a job is due at once.
+    "{misdated}": (
+        "state = 'queued' AND due > {now}"  # this alone can be looked up in the index
+        " AND due > {now}"
+        f" + CASE WHEN failures = 0 AND losses < 2 THEN 0 ELSE {LONGEST_WAIT} END"
+    ),
 }
 _NEXT_DUE = "SELECT min(due) - {now} FROM jobs WHERE state = 'queued'"
 _FINISH = "UPDATE jobs SET state = 'done', result = ?, error = NULL, {free} WHERE {fence}"
@@ -129,6 +138,8 @@ _COLUMNS = (
     "SELECT id, payload, state, attempts, result, error, failures, losses, due, owner, lease_until"
     " FROM jobs LIMIT 0"
 )
+_IS_MISDATED = "SELECT EXISTS (SELECT 1 FROM jobs WHERE {misdated})"
+_REDATE = "UPDATE jobs SET due = {now} WHERE {misdated}"
 _STATE = "SELECT state FROM jobs WHERE id = ?"
 _INDEXES = (
     "CREATE INDEX IF NOT EXISTS jobs_queued ON jobs (due, id) WHERE state = 'queued'",
@@ -246,6 +257,16 @@ class Table(ABC):
         query = _HELD_BY + (_EXPIRED if expired else "") + "{unless_locked}"
         return [Claim(*row) for row in self._rows(conn, query, (owner,))]
 
+    # --- the clock ------------------------------------------------------------------------------
+
+    def is_misdated(self, conn: Any) -> bool:
+        """Return whether jobs wait for a time that has come already: the clock was set back."""
+        return bool(self._rows(conn, _IS_MISDATED)[0][0])
+
+    def redate(self, conn: Any) -> int:
+        """Let such jobs be due now; return how many that were."""
+        return self._change(conn, _REDATE)
+
     # --- for people -----------------------------------------------------------------------------
 
     def counts(self, conn: Any) -> dict[str, int]:
@@ -272,6 +293,10 @@ class Table(ABC):
     @abstractmethod
     def is_conflict(self, error: BaseException) -> bool:
         """Return whether the database asks for the transaction to be tried again."""
+
+    @abstractmethod
+    def is_out_of_room(self, error: BaseException) -> bool:
+        """Return whether the database could not do it for want of disk or memory."""
 
     @abstractmethod
     def is_broken(self, conn: Any) -> bool:

@@ -53,11 +53,17 @@ class Database(ABC):
             conn.commit()
         return self
 
-    def add(self, *payloads: str) -> list[int]:
-        """Add jobs; return their numbers."""
+    def add(self, *payloads: str, due_in: int = 0) -> list[int]:
+        """Add jobs, which are due in so many seconds; return their numbers."""
         with self.connection() as (conn, table):
             with table.writing(conn, soon()):
                 first, last = table.add(conn, payloads)
+                conn.execute(
+                    "UPDATE jobs SET due = due + ? WHERE id BETWEEN ? AND ?".replace(
+                        "?", self.mark
+                    ),
+                    (due_in, first, last),
+                )
             return list(range(first, last + 1))
 
     def claim(self, owner: str, lease: float = 60.0) -> Claim:
@@ -116,10 +122,10 @@ class PostgreSQLDatabase(Database):
 
     def __init__(self, server: PostgreSQLServer) -> None:
         self._server = server
-        self._name = f"jobs_{os.getpid()}_{next(self._numbers)}"
-        self.url = server.url().replace("/postgres?", f"/{self._name}?")
+        self.name = f"jobs_{os.getpid()}_{next(self._numbers)}"
+        self.url = server.url().replace("/postgres?", f"/{self.name}?")
         with server.connect() as conn:
-            conn.execute(f"CREATE DATABASE {self._name}")
+            conn.execute(f"CREATE DATABASE {self.name}")
 
     def connect(self) -> Any:
         import psycopg
@@ -129,4 +135,4 @@ class PostgreSQLDatabase(Database):
     def remove(self) -> None:
         """Drop it, whoever is connected."""
         with self._server.connect() as conn:
-            conn.execute(f"DROP DATABASE {self._name} WITH (FORCE)")
+            conn.execute(f"DROP DATABASE {self.name} WITH (FORCE)")

@@ -24,6 +24,7 @@ from workers.pool import ConnectError, Pool, PoolEvent
 from workers.worker import Worker
 
 HANDLER = "tests.workers.jobs.handlers:call"
+EFFECT = "INSERT INTO effects (job, attempt) VALUES (?, ?)"
 
 
 class Log:
@@ -372,6 +373,42 @@ def test_locked_database_in_a_handler_is_not_the_jobs_fault(on_sqlite):
         running.until(done=1)
     assert on_sqlite.job(number, "attempts", "failures", "losses") == (2, 0, 1)
     assert on_sqlite.effects() == [(number, 2)]
+
+
+@pytest.mark.parametrize("tried", [0, 1])
+def test_job_does_not_wait_for_a_clock_that_was_set_back(database, tried):
+    """What is due later than any back-off could make it is due now; a back-off is waited for."""
+    database.add("late", "held back")
+    database.change("UPDATE jobs SET losses = ?, due = due + 7200 WHERE payload = 'late'", tried)
+    database.change("UPDATE jobs SET losses = 4, due = due + 60 WHERE payload = 'held back'")
+    with Running(database) as running:
+        running.until(done=1)
+        assert running.log.of("jobs.clock_was_set_back") == [{"jobs": 1}]
+    assert database.rows("SELECT payload FROM jobs WHERE state = 'done'") == [("late",)]
+
+
+def test_full_disk_in_a_handler_is_not_the_jobs_fault(database):
+    """What has no room is tried again as a loss, however often: no attempt of the job is used up."""
+    [number] = database.add("bare")
+
+    def fill_up(job, conn):
+        if job.attempts > 2:
+            conn.execute(EFFECT.replace("?", database.mark), (job.id, job.attempts))
+        elif database.mark == "?":  # SQLite's own limit has the error of a full disk
+            [(pages,)] = conn.execute("PRAGMA page_count").fetchall()
+            conn.execute(f"PRAGMA max_page_count = {pages}")
+            try:
+                conn.execute("INSERT INTO effects SELECT zeroblob(100000), 0")
+            finally:
+                conn.execute("PRAGMA max_page_count = 1000000")
+        else:
+            conn.execute("DO $$BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '53100'; END$$")
+
+    ACTIONS["bare"] = fill_up
+    with Running(database, max_attempts=1) as running:
+        running.until(done=1)
+    assert database.job(number, "attempts", "failures", "losses") == (3, 0, 2)
+    assert database.effects() == [(number, 3)]
 
 
 def test_constraint_that_is_checked_at_the_commit_fails_the_job(on_postgresql):

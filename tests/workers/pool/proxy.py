@@ -1,4 +1,5 @@
-"""TCP proxies: one that goes deaf (keeps every connection and passes nothing on), a slow one."""
+"""TCP proxies: one that goes deaf (keeps every connection and passes nothing on, or only one way), a
+slow one."""
 
 from __future__ import annotations
 
@@ -9,10 +10,13 @@ import random
 import selectors
 import socket
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Self
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with an RST, not with a FIN
 
 
 class Proxy:
@@ -23,20 +27,33 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._peers: dict[socket.socket, socket.socket] = {}
-        self._deaf = False
+        self._near: set[socket.socket] = set()  # those of the clients
+        self._deaf: frozenset[str] = frozenset()  # to whom: "clients", "server"
         self._inbox: list[str] = []
         self._bell, self._ear = socket.socketpair()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="proxy")
         self._thread.start()
 
-    def deafen(self) -> None:
-        """Pass nothing on from now on, on old and new connections; none is closed."""
+    def deafen(self, *to: str) -> None:
+        """Pass nothing on from now on, on old and new connections; none is closed.
+
+        Args:
+            to: "clients" or "server": be deaf to what these send only.
+        """
+        self._tell("deafen " + " ".join(to or ("clients", "server")))
+
+    def hear(self) -> None:
+        """Pass on what was said meanwhile, and what comes."""
         self._tell("deafen")
 
     def cut(self) -> None:
         """Hear again, and close every connection there is."""
         self._tell("cut")
+
+    def reset(self) -> None:
+        """Reset every connection there is, as a firewall does that has forgotten them."""
+        self._tell("reset")
 
     def __enter__(self) -> Self:
         return self
@@ -71,18 +88,29 @@ class Proxy:
 
     def _obey(self, selector: selectors.BaseSelector) -> bool:
         self._ear.recv(1)
-        what = self._inbox.pop(0)
+        what, *to = self._inbox.pop(0).split()
         if what == "deafen":
-            self._deaf = True
+            self._deaf = frozenset(to)
             for sock in self._peers:
-                with contextlib.suppress(KeyError):
-                    selector.unregister(sock)
+                self._heed(selector, sock)
+        elif what == "reset":
+            for sock in self._peers:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         elif what == "cut":
-            self._deaf = False
+            self._deaf = frozenset()
+        if what in {"cut", "reset"}:
             while self._peers:
                 self._drop(selector, next(iter(self._peers)))
         self._done.set()
         return what == "stop"
+
+    def _heed(self, selector: selectors.BaseSelector, sock: socket.socket) -> None:
+        """Read from a socket, or not, as it is now."""
+        wanted = ("clients" if sock in self._near else "server") not in self._deaf
+        if wanted and sock not in selector.get_map():
+            selector.register(sock, selectors.EVENT_READ)
+        elif not wanted and sock in selector.get_map():
+            selector.unregister(sock)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         near, _ = self._listener.accept()
@@ -92,9 +120,9 @@ class Proxy:
             near.close()
             return
         self._peers[near], self._peers[far] = far, near
-        if not self._deaf:
-            selector.register(near, selectors.EVENT_READ)
-            selector.register(far, selectors.EVENT_READ)
+        self._near.add(near)
+        self._heed(selector, near)
+        self._heed(selector, far)
 
     def _pump(self, selector: selectors.BaseSelector, sock: socket.socket) -> None:
         try:
@@ -110,6 +138,7 @@ class Proxy:
         for end in (sock, self._peers.pop(sock, None)):
             if end is not None:
                 self._peers.pop(end, None)
+                self._near.discard(end)
                 with contextlib.suppress(KeyError):  # deaf: it is not registered
                     selector.unregister(end)
                 end.close()
