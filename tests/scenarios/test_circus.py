@@ -64,7 +64,6 @@ def test_commands_never_conflict(tmp_path):
             assert command.returncode == 0 or "superseded" in command.stderr, told
         # They have left nothing behind that keeps the next ones from doing what they say.
         assert supervised.command("scale", "web=2", "--wait").returncode == 0
-        assert supervised.command("reload", "--wait").returncode == 0
         status = supervised.status()
         assert (status["state"], status["groups"]["web"]["ready"]) == ("ready", 2)
         assert len(supervised.worker_pids()) == 2
