@@ -10,7 +10,7 @@ import pytest
 from tests.supervised import Supervised, children, group, wait_until
 from tests.victims import AT_IMPORT
 
-RUNS = {"the start": 20, "the first child": 6}
+RUNS = {"the start": 20, "the first child": 4}
 WINDOW = 0.010  # seconds of a start in which a SIGTERM was lost there
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.supervised import DUE, Supervised, children, group, wait_until
 
 QUICK = {"max_restarts": 100_000, "backoff": "1ms", "backoff_max": "1ms"}
-FORKS = 20
+FORKS = 12
 
 
 def just_forked(supervised: Supervised, template: int, known: set[int]) -> int:
