@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ TABLE = (HERE / "README.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([\w/]+\.py)::(\w+)`", TABLE))
 
 
+@functools.cache
 def functions(path: Path) -> set[str]:
     """Return the tests of a module."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
