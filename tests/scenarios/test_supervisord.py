@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.supervised import Supervised
+from tests.supervised import Supervised, group
 
 SH = ("sh", "-c")
 
@@ -18,9 +18,9 @@ def program(name: str, *argv: str, env: dict[str, str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def said(supervised: Supervised, group: str) -> str:
+def said(supervised: Supervised, name: str) -> str:
     """Return the first line that a group's program has written."""
-    return str(supervised.event("worker.output", group=group)["line"])
+    return str(supervised.event("worker.output", group=name)["line"])
 
 
 def test_issues_291_550_638_986_1170(tmp_path):
@@ -46,6 +46,9 @@ def test_issues_565_1231_1298(tmp_path):
     """Text that is not ASCII is followed, also where the locale has none, and by who reads one line only."""
     text = "Zwölf Boxkämpfer 蛇 🐍"
     config = program("hello", *SH, f"while :; do echo '{text}'; sleep 0.05; done")
+    config += group(
+        "news", "once", backoff="50ms", backoff_max="50ms"
+    )  # for who follows: always more
     with Supervised(tmp_path, config) as supervised:
         supervised.event("worker.output")
         ascii_only = {
