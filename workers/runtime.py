@@ -6,7 +6,7 @@ code. Order of a stop, as INTERFACE.md has it:
 
     cancel        accepting ends: no new work
     abort_at      ctx ends: queries are cancelled, transactions roll back, jobs go back
-    close limit   half of abort_margin before the deadline: pools stop waiting for what is lent
+    close limit   half-way from there to the deadline: pools stop waiting for what is lent
     deadline      the supervisor kills; without a supervisor, the process ends itself
 """
 
@@ -120,6 +120,14 @@ def prepare() -> None:
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole terminal
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGUSR2, _stacks_written)
+
+
+def _close_limit(abort_at: float, deadline: float, now: float) -> float:
+    """Return when pools stop waiting: half of the time for aborting is kept for the way out.
+
+    A stop that is hurried leaves less than the abort margin: then it is half of what there is.
+    """
+    return (max(abort_at, now) + deadline) / 2
 
 
 def _terminated(number: int, _frame: object) -> None:
@@ -394,8 +402,10 @@ class _Runtime:
         self._worker.accepting.cancel(cause)
         return [
             (abort_at, lambda: self._worker.ctx.cancel(cause)),
-            # Half of the abort margin is kept for the way out.
-            ((abort_at + deadline) / 2, lambda: self._closing.cancel("out of time")),
+            (
+                _close_limit(abort_at, deadline, time.monotonic()),
+                lambda: self._closing.cancel("out of time"),
+            ),
         ]
 
     def _grace_from_now(self) -> float:

@@ -284,6 +284,9 @@ def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) ->
     # Readable once her children have another parent; a pipe's end would come before that.
     herself = os.pidfd_open(os.getpid())
     runtime.prepare()
+    # Python forgets, in a new process, the signals that it has seen but not handled yet: what comes
+    # in the first moment of a worker's life must wait in the kernel.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     for position, (fork, (lifeline, *sockets)) in enumerate(batch):
         try:
             pid = os.fork()
@@ -292,6 +295,7 @@ def _midwife(batch: list[_Request], supervisor: int, news: int, release: int) ->
             os.write(news, _PID.pack(0))
             continue
         if pid == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             _close([news, release, *(fd for _, fds in batch[position + 1 :] for fd in fds)])
             select.select([herself], [], [])
             os.close(herself)

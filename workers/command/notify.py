@@ -144,6 +144,8 @@ def _is_ours(pid: int, uid: int) -> bool:
     One that has ended meanwhile, as a shell's `systemd-notify` may have, is believed when it was of
     our user: nobody else reaches the socket, and such a one could do us any harm without it.
     """
+    if pid <= 0:  # it is in no pid namespace of ours; and 0 means ourselves below
+        return False
     try:
         if os.getpgid(pid) == os.getpgid(0):
             return True

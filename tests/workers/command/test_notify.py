@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.command.notify import MAX_STATUS, Notify, parse
+from workers.command.notify import MAX_STATUS, Notify, _is_ours, parse
 
 
 class Log:
@@ -120,6 +120,13 @@ def test_who_has_ended_meanwhile_is_heard(notify) -> None:
     code = "import socket,sys;s=socket.socket(1,2);s.connect(sys.argv[1]);s.send(b'READY=1')"
     subprocess.run([sys.executable, "-S", "-c", code, notify.path], check=True)
     assert notify.receive() == ([("READY", "1")], False)
+
+
+def test_who_has_no_pid_here_is_not_heard() -> None:
+    """A sender outside of our pid namespace has the pid 0, which means ourselves to the kernel."""
+    assert _is_ours(os.getpid(), os.geteuid())
+    assert not _is_ours(0, os.geteuid())
+    assert not _is_ours(-1, os.geteuid())
 
 
 def test_huge_datagrams_and_descriptors_are_harmless(notify) -> None:
