@@ -39,7 +39,14 @@ def bind(job: Job, fields: Fields = {}) -> None:  # noqa: B006 (never written to
 
 
 def fields_of(worker: Worker) -> dict[str, Any]:
-    """Return the fields of the job that the caller has in hand; none where it has none."""
+    """Return the fields of what the caller has in hand: the job, and the span where there are spans."""
+    fields = _of_job(worker)
+    if worker.tracing is not None:
+        fields |= worker.tracing.ids()
+    return fields
+
+
+def _of_job(worker: Worker) -> dict[str, Any]:
     in_flight = worker.jobs.in_flight()
     if not in_flight:
         return {}

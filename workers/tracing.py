@@ -326,6 +326,16 @@ class Tracing:
                 span.set_attribute("error.type", str(status))
                 span.set_status(trace.StatusCode.ERROR)
 
+    def ids(self) -> dict[str, str]:
+        """Return the ids of the current span, under OpenTelemetry's names for logs that are not its own."""
+        current = trace.get_current_span().get_span_context()
+        if not current.is_valid:
+            return {}
+        return {
+            "trace_id": trace.format_trace_id(current.trace_id),
+            "span_id": trace.format_span_id(current.span_id),
+        }
+
     # -- pools: told afterwards, since it is known then only whether there was anything to tell
 
     def acquired(

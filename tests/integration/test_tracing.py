@@ -38,7 +38,8 @@ def work(worker):
     worker.ready()
     with worker.job("add up") as job, worker.pools["main"].acquire(job.ctx) as conn:
         (total,) = conn.execute("select 40 + 2").fetchone()
-    worker.log.info("worked", total=total)
+        worker.log.info("added", total=total)
+    worker.log.info("worked")
     worker.accepting.wait()
 
 def handle(job, conn):
@@ -73,6 +74,7 @@ async def work(worker):
     with worker.job("add up") as job:
         async with worker.pools["main"].acquire(job.ctx) as conn:
             await conn.execute("select 40 + 2")
+        worker.log.info("added")
     worker.log.info("worked")
     await worker.accepting
 """
@@ -153,6 +155,9 @@ def test_jobs_are_spans_wherever_the_provider_is_set_up(tmp_path: Path, module: 
             assert job["attributes"]["ackvisor.worker.group"] == "shop"
             assert job["attributes"]["ackvisor.job.outcome"] == "done"
             assert parent(acquire) == ids(job)
+            (line,) = supervised.events("added", worker=worker)
+            assert ("0x" + line["trace_id"], "0x" + line["span_id"]) == ids(job)
+            assert "trace_id" not in supervised.event("worked", worker=worker)
             traces.add(job["context"]["trace_id"])
         assert len(traces) == 2, "forks draw the same numbers"
         # A processor with a thread cannot be shared by forks: each worker imports it for itself.
