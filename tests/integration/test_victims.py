@@ -224,7 +224,8 @@ def test_back_off_grows_and_too_many_failures_fail_the_group(tmp_path):
         )
     ]
     for attempt, waited in enumerate(waits):
-        assert waited >= 0.060 * 2**attempt * 0.8 - 0.002  # the log's clock is another one
+        # A line has its time when it is written, which on a busy machine is later than the end was.
+        assert waited >= 0.060 * 2**attempt * 0.8 - 0.030
     assert supervised.events("supervisor.stopped")[0]["failed_groups"] == ["bad"]
 
 
