@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -118,8 +117,7 @@ def start(spare: Template | None, config: Path) -> None:
     _warn(settings, config)
     if manager is not None or systemd.is_service(os.environ, os.getpid()):
         _warn_of_unit(settings)
-    with _left_out("asyncio"):
-        from supervisor import log
+    from supervisor import log
     from supervisor.loop import Supervisor
     from supervisor.plain import takes_lines_back
 
@@ -421,22 +419,6 @@ def _connector(config: Path) -> Callable[[], Client]:
 
     name, runtime_dir = locate(config, env=os.environ, uid=os.geteuid())
     return partial(Client, Path(runtime_dir), name)
-
-
-@contextlib.contextmanager
-def _left_out(name: str) -> Iterator[None]:
-    """Import nothing under that name inside the block; who needs it later gets it then.
-
-    structlog imports asyncio for loggers that a supervisor does not use: 25 ms and 6 MB.
-    """
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = ModuleType(name)
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def _greeting(settings: Settings, config: Path, seconds: float) -> str:
