@@ -38,7 +38,7 @@ from workers.pool.shell import Shell
 from workers.worker import Job
 
 if TYPE_CHECKING:
-    from workers.pool.protocols import ContextLike
+    from workers.pool.protocols import ContextLike, PoolLike
     from workers.worker import Ledger, Outcome, Worker
 
 NAME = "ackvisor"  # of the instrumentation, for whoever wants to turn it off or filter by it
@@ -340,7 +340,7 @@ class Tracing:
 
     def acquired(
         self,
-        pool: Shell,
+        pool: PoolLike,
         ctx: ContextLike | None,
         since: float,
         error: BaseException | None,
@@ -358,7 +358,7 @@ class Tracing:
         )
 
     def cancelled(
-        self, pool: Shell, ctx: ContextLike | None, since: float, times: int, *, cut: bool
+        self, pool: PoolLike, ctx: ContextLike | None, since: float, times: int, *, cut: bool
     ) -> None:
         """Make the span of a query that was cancelled: from the first cancel to the loan's end."""
         cause = None if ctx is None else ctx.cause
@@ -375,7 +375,7 @@ class Tracing:
             },
         )
 
-    def _of_pool(self, pool: Shell) -> _Attributes:
+    def _of_pool(self, pool: PoolLike) -> _Attributes:
         system = pool.system
         return {
             **self.attributes,

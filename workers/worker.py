@@ -8,11 +8,11 @@ import math
 import threading
 from _thread import get_ident
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from supervisor.protocol import JOB_SECONDS
 from workers.context import Cancelled, Context
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import socket
 
     from workers.metrics import Metrics
-    from workers.tracing import Tracing
 
 Outcome = Literal["done", "failed", "cancelled"]
 
@@ -289,6 +288,28 @@ class Ledger:
             while self._waiters:
                 with suppress(IndexError):  # another thread has woken the last one
                     self._waiters.pop().cancel()
+
+
+class Tracing(Protocol):
+    """What makes jobs spans: `workers.tracing` has it. Any thread."""
+
+    def job(self, worker: Worker, name: str) -> Job:
+        """Return a job of user code's."""
+
+    def attempt(self, worker: Worker, name: str, number: int, attempt: int) -> Job:
+        """Return an attempt at a job of the table."""
+
+    def request(self, worker: Worker, name: str, scope: MutableMapping[str, Any]) -> Job:
+        """Return an HTTP request, as ASGI describes it."""
+
+    def failed(self, job: Job, error: BaseException) -> None:
+        """Take what a job's failure was, where what leaves its block does not say."""
+
+    def answered(self, job: Job, status: int) -> None:
+        """Take the status of a request's response."""
+
+    def ids(self) -> dict[str, str]:
+        """Return the fields that tie a line of the log to the current span."""
 
 
 class Worker:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["ContextLike", "Tracing"]
+__all__ = ["ContextLike", "PoolLike", "Tracing"]
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from workers.pool.shell import Shell
+from typing import Protocol
 
 
 class ContextLike(Protocol):
@@ -34,12 +31,28 @@ class ContextLike(Protocol):
         """Call back at its end; returns what prevents that."""
 
 
+class PoolLike(Protocol):
+    """What is told of a pool. Any thread."""
+
+    @property
+    def name(self) -> str:
+        """What its users call it."""
+
+    @property
+    def system(self) -> str:
+        """What kind of database it is for."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its database is a matter of this machine."""
+
+
 class Tracing(Protocol):
     """What makes spans of what a pool tells: `workers.tracing` has it. It never raises."""
 
     def acquired(
         self,
-        pool: Shell,
+        pool: PoolLike,
         ctx: ContextLike | None,
         since: float,
         error: BaseException | None,
@@ -52,7 +65,7 @@ class Tracing(Protocol):
         """
 
     def cancelled(
-        self, pool: Shell, ctx: ContextLike | None, since: float, times: int, *, cut: bool
+        self, pool: PoolLike, ctx: ContextLike | None, since: float, times: int, *, cut: bool
     ) -> None:
         """A loan is over whose statement was cancelled, first then and so many times.
 
