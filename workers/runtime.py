@@ -28,7 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
@@ -45,14 +45,7 @@ from supervisor.protocol import (
     Failed,
     Figures,
     Hello,
-    Leak,
-    LeakFound,
     Life,
-    PoolLimits,
-    PoolSettings,
-    PoolStats,
-    PoolTimings,
-    PoolUse,
     Ready,
     Report,
     SessionsEnded,
@@ -60,36 +53,28 @@ from supervisor.protocol import (
     ToWorker,
     Tune,
     Tuned,
-    application_name,
 )
 from supervisor.protocol import prepare as prepare_decoder
 from workers.context import Cancelled, Context, DeadlineExceeded
-from workers.entry import is_async, lacking, resolve
+from workers.entry import is_async, resolve
 from workers.examination import examine
-from workers.leases import Leases
+from workers.holdings import Holdings
 from workers.link import Link
-from workers.outages import Outages
-from workers.pool import MissingDriverError, Pool, drivers
+from workers.pool import drivers
 from workers.worker import Ledger, Tally, Worker
 
 if TYPE_CHECKING:
     import socket
 
     from workers.aio import EventLoop
-    from workers.pool.aio import AsyncPool
 
 _NO_SOCKETS: Mapping[str, socket.socket] = MappingProxyType({})
 MAX_ERROR = 2_000  # characters
 MAX_STATUS = 500
 MAX_TRACEBACK = 100_000
-LAST_GRACE = 0.5  # seconds at most for borrowers whose queries were cancelled
-MAX_LEAKS = 50  # of a pool, with their stacks, in one message
-SESSIONS_DUE = 5.0  # seconds until the sessions of another worker have ended
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
 Timer = tuple[float, Callable[[], object]]
-AnyPool: TypeAlias = "Pool | AsyncPool"
-_P = TypeVar("_P")
 
 _living: _Runtime | None = None  # the worker that this process is
 
@@ -183,8 +168,6 @@ class _Runtime:
         self._lock = threading.Lock()
         self._grace = assignment.grace
         self._abort_margin = assignment.abort_margin
-        self._tune: Tune | None = None  # the newest; by the link's thread
-        self._tuning = threading.Lock()
         if (assignment.log_format, assignment.log_level) != log.in_force:
             log.change(assignment.log_format, assignment.log_level)
         self._deadline: float | None = None  # once it has to end; only ever comes nearer
@@ -192,8 +175,6 @@ class _Runtime:
         self._closing = Context.background().with_cancel()  # ends when waiting must end
         self._failed = False
         self._reports: dict[str, CloseReport] = {}
-        self._pools: dict[str, AnyPool] = {}  # opened where what they raise is told
-        self._loop: EventLoop | None = None  # where the entry point is awaited
         gc.enable()
         setproctitle(
             f"supervisor: worker {assignment.worker} of {assignment.supervisor}, "
@@ -211,8 +192,8 @@ class _Runtime:
             lifeline,
             self,
         )
-        self._leases = Leases(assignment.pools, self._link.send, self._link.call_at, self._resize)
-        self._outages = Outages(self._pools, self._link.send)
+        # Its pools are opened where what they raise is told.
+        self._holdings = Holdings(assignment, self._link.send, self._link.call_at)
         self._watch_signals()
         log.conceal(pool.url for pool in assignment.pools.values())
         log.correlate(self._in_hand, self._link.call_at)
@@ -221,7 +202,7 @@ class _Runtime:
             group=assignment.group,
             generation=assignment.generation,
             options=assignment.options,
-            pools=self._pools,
+            pools=self._holdings.pools,
             log=self._log,
             on_ready=self._ready,
             jobs=_scoreboard(lifeline) if assignment.is_watched else None,
@@ -284,31 +265,22 @@ class _Runtime:
     def _report(self, number: int) -> Report:
         """Say what is in hand, and what has been measured where that is wanted. Any thread."""
         tally = self._worker.jobs.tally()
-        pools = self._pools.copy()  # the main thread may be opening them
         return Report(
             number=number,
             in_flight=tally.in_flight,
             jobs_done=tally.done,
             jobs_failed=tally.failed,
-            pools={name: _stats(pool.stats()) for name, pool in pools.items()},
+            pools=self._holdings.stats(),
             status=_sendable(self._worker.status, MAX_STATUS),
             program_pid=self._worker.program_pid,
-            figures=self._figures(tally, pools) if self._assignment.figures else None,
+            figures=self._figures(tally) if self._assignment.figures else None,
         )
 
-    def _figures(self, tally: Tally, pools: dict[str, AnyPool]) -> Figures:
+    def _figures(self, tally: Tally) -> Figures:
         return Figures(
             jobs_cancelled=tally.cancelled,
             job_seconds=Timings(tally.counts, tally.seconds),
-            pools={
-                name: PoolTimings(
-                    **{
-                        what: Timings(histogram.counts, histogram.sum)
-                        for what, histogram in pool.histograms().items()
-                    }
-                )
-                for name, pool in pools.items()
-            },
+            pools=self._holdings.timings(),
             own=self._worker.metrics.collect() if self._worker.has_metrics else (),
         )
 
@@ -323,17 +295,16 @@ class _Runtime:
 
     def allowed(self, message: Allowance) -> None:
         """Have another number of connections."""
-        self._leases.told(message)
+        self._holdings.allowed(message)
 
     def tuned(self, message: Tune) -> None:
         """Take other settings; pools in a thread of the moment, since closing can take time."""
-        self._tune = message
         self._grace, self._abort_margin = message.grace, message.abort_margin
         log.change(message.log_format, message.log_level)
-        self._leases.configured(message.pools)
+        self._holdings.tuned(message)
 
         def take() -> None:
-            self._tune_pools(*list(self._pools))
+            self._holdings.take()
             self._link.send(Tuned(message.number))
 
         thread = threading.Thread(target=take, name="ackvisor-tune", daemon=True)
@@ -348,30 +319,12 @@ class _Runtime:
         def end() -> None:
             # Nothing may depend on it: the supervisor waits so long, and then goes on without.
             with contextlib.suppress(Exception, Cancelled):
-                if self._end_sessions(self._pools[message.pool], message.application_name):
-                    self._link.send(SessionsEnded(message.pool, message.application_name))
+                pool, name = message.pool, message.application_name
+                if self._holdings.end_sessions(pool, name, self._worker.accepting):
+                    self._link.send(SessionsEnded(pool, name))
 
         with contextlib.suppress(RuntimeError):  # no thread is to be had
             threading.Thread(target=end, name="ackvisor-sessions", daemon=True).start()
-
-    def _end_sessions(self, pool: AnyPool, name: str) -> bool:
-        """End other sessions of that name at the server; raise, or return False, if that failed."""
-        accepting = self._worker.accepting
-        if isinstance(pool, Pool):
-            from workers.pool.drivers.postgresql import end_sessions
-
-            with pool.acquire(accepting) as conn:
-                end_sessions(conn, name, SESSIONS_DUE)
-            return True
-
-        async def in_loop() -> None:
-            from workers.pool.drivers.postgresql_aio import end_sessions
-
-            async with pool.acquire(accepting) as conn:
-                await end_sessions(conn, name, SESSIONS_DUE)
-
-        assert self._loop is not None
-        return self._loop.call(in_loop)
 
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""
@@ -423,21 +376,19 @@ class _Runtime:
                 from workers import correlation
 
                 self._worker.bind = correlation.bind
-                self._loop = entry.loop
+                self._holdings.loop = entry.loop
                 entry.loop.run(self._open_and_await(entry))
             else:
-                for name, settings in self._assignment.pools.items():
-                    self._add_pool(name, self._open_pool(name, settings))
-                    if self._tune is not None:  # it came too early for this one
-                        self._tune_pools(name)
+                self._holdings.open(self._worker.accepting)
                 entry.run(self._worker)
         except BaseException as exc:
             code = self._raised(exc)
-        if self._loop is None:
+        loop = self._holdings.loop
+        if loop is None:
             self._drain()
         else:
-            self._loop.run_to_its_end(self._drain_in_loop(self._loop))
-            self._loop.end()
+            loop.run_to_its_end(self._drain_in_loop(loop))
+            loop.end()
         return code
 
     def _ready(self) -> None:
@@ -469,13 +420,7 @@ class _Runtime:
         return _EntryPoint(run, EventLoop(web.LOOP), awaits_pools=interface == "asgi")
 
     async def _open_and_await(self, entry: _EntryPoint) -> None:
-        from asyncio import to_thread
-
-        for name, settings in self._assignment.pools.items():
-            is_awaited = entry.awaits_pools and not settings.blocking
-            self._add_pool(name, await self._open_in_loop(name, settings, is_awaited=is_awaited))
-            if self._tune is not None:
-                await to_thread(self._tune_pools, name)  # which waits for this loop
+        await self._holdings.open_in_loop(self._worker.accepting, awaited=entry.awaits_pools)
         await entry.run(self._worker)
 
     def _raised(self, exc: BaseException) -> int:
@@ -489,7 +434,7 @@ class _Runtime:
     def _exit_code(self, exc: SystemExit) -> int:
         if exc.code is None or isinstance(exc.code, int):
             if exc.code:
-                self._outages.blame(exc)
+                self._holdings.outages.blame(exc)
             return exc.code or 0
         return self._fail(exc)
 
@@ -507,7 +452,7 @@ class _Runtime:
             Failed(
                 error=_sendable(log.redacted(error), MAX_ERROR),
                 traceback=_sendable(log.redacted(text), MAX_TRACEBACK),
-                pool=self._outages.behind(exc),
+                pool=self._holdings.outages.behind(exc),
             )
         )
         return 1
@@ -518,7 +463,7 @@ class _Runtime:
         with self._telling_threads():
             self._worker.wg.wait(self._closing)
         self._worker.jobs.until_idle(self._closing).wait()
-        self._reports = self._close_pools()
+        self._reports = self._holdings.close(self._closing, self._abort_margin)
 
     async def _drain_in_loop(self, loop: EventLoop) -> None:
         """Drain as `_drain` does, with the tasks that still run."""
@@ -526,11 +471,10 @@ class _Runtime:
         with self._telling_threads():
             await self._worker.wg.wait_async(self._closing)
         await self._worker.jobs.until_idle(self._closing)
-        left = await loop.end_tasks(self._pools.values(), self._closing)
+        left = await loop.end_tasks(self._holdings.pools.values(), self._closing)
         if left:
             self._log.warning("worker.tasks_left", count=left)
-        reports = await loop.close_pools(self._pools, self._closing, self._last_grace())
-        self._reports = {name: _report(report) for name, report in reports.items()}
+        self._reports = await self._holdings.close_in_loop(loop, self._closing, self._abort_margin)
         await loop.end_threads(self._closing)
 
     def _begin_drain(self) -> None:
@@ -574,95 +518,8 @@ class _Runtime:
             abandoned=tally.in_flight,
             finished=tally.done + tally.failed - before.done - before.failed,
             aborted=tally.cancelled - before.cancelled + tally.in_flight,
-            pools={name: _use(pool) for name, pool in self._pools.items()},
+            pools=self._holdings.use(),
         )
-
-    def _last_grace(self) -> float:
-        # The closing context leaves half of the margin; what leaks must not cost all of that.
-        return min(LAST_GRACE, self._abort_margin / 4)
-
-    def _close_pools(self) -> dict[str, CloseReport]:
-        """Close all pools at the same time, so that one's wait is not the other's."""
-        reports: dict[str, CloseReport] = {}
-        last_grace = self._last_grace()
-
-        def close(name: str) -> None:
-            pool = self._worker.pools[name]
-            reports[name] = _report(pool.close(self._closing, last_grace=last_grace))
-
-        first, *others = self._worker.pools or [""]
-        threads = [threading.Thread(target=close, args=(name,), daemon=True) for name in others]
-        for thread in threads:
-            thread.start()
-        if first:
-            close(first)
-        for thread in threads:
-            thread.join()
-        return reports
-
-    def _open_pool(self, name: str, settings: PoolSettings) -> Pool:
-        make = self._maker(Pool.from_url, name, settings)
-        if settings.allowance is None:
-            return make(settings.max_open, settings.max_idle)
-        return self._leases.open(name, make, self._worker.accepting)
-
-    async def _open_in_loop(
-        self, name: str, settings: PoolSettings, *, is_awaited: bool
-    ) -> AnyPool:
-        from_url: Callable[..., AnyPool] = Pool.from_url
-        if is_awaited:
-            from workers.pool.aio import AsyncPool
-
-            if fault := lacking(name, settings.url):
-                raise MissingDriverError(fault)
-            from_url = AsyncPool.from_url
-        make = self._maker(from_url, name, settings)
-        if settings.allowance is None:
-            return make(settings.max_open, settings.max_idle)
-        return await self._leases.open_async(name, make, self._worker.accepting)
-
-    def _maker(
-        self, from_url: Callable[..., _P], name: str, settings: PoolSettings
-    ) -> Callable[[int, int], _P]:
-        who = self._assignment
-        return lambda max_open, max_idle: from_url(
-            settings.url,
-            name=name,
-            application_name=application_name(who.supervisor, who.worker, who.token),
-            max_open=max_open,
-            max_idle=max_idle,
-            **_without_size(settings),
-        )
-
-    def _add_pool(self, name: str, pool: AnyPool) -> None:
-        self._outages.watch(name, pool)
-        pool.on_leak = lambda leak: self._link.send(
-            LeakFound(name, leak.held_seconds, leak.thread, leak.stack)
-        )
-        self._pools[name] = pool
-
-    def _resize(self, pool: AnyPool, **settings: Any) -> None:
-        """Change settings of a pool, and return when they have come true. Any thread but a loop's."""
-        if isinstance(pool, Pool):
-            pool.resize(**settings)
-        else:
-            assert self._loop is not None
-            self._loop.call(lambda: pool.resize(**settings))
-
-    def _tune_pools(self, *names: str) -> None:
-        """Bring pools to the newest settings. Any thread."""
-        with self._tuning:
-            assert self._tune is not None
-            for name in names:
-                limits = self._tune.pools.get(name)
-                if limits is None or self._leases.resize(name, **_without_size(limits)):
-                    continue
-                self._resize(
-                    self._pools[name],
-                    max_open=limits.max_open,
-                    max_idle=limits.max_idle,
-                    **_without_size(limits),
-                )
 
 
 class _EntryPoint(NamedTuple):
@@ -671,15 +528,6 @@ class _EntryPoint(NamedTuple):
     run: Callable[[Worker], Any]
     loop: EventLoop | None = None
     awaits_pools: bool = False
-
-
-def _without_size(limits: PoolLimits) -> dict[str, Any]:
-    """Return a pool's settings as keywords, but for how many connections it may have."""
-    return {
-        name: getattr(limits, name)
-        for name in PoolLimits.__struct_fields__
-        if name not in ("max_open", "max_idle")
-    }
 
 
 def _scoreboard(lifeline: int) -> Ledger:
@@ -700,29 +548,3 @@ def _sendable(text: str, most: int) -> str:
         left_out = len(text) - most
         text = f"{text[: most // 2]} [… {left_out} characters …] {text[-most // 2 :]}"
     return text.encode(errors="backslashreplace").decode()
-
-
-def _stats(stats: Any) -> PoolStats:
-    return PoolStats(**{name: getattr(stats, name) for name in PoolStats.__struct_fields__})
-
-
-def _use(pool: AnyPool) -> PoolUse:
-    stats, uses = pool.stats(), pool.histograms()["use"]
-    return PoolUse(
-        acquires=uses.count + stats.in_use,
-        waited=stats.wait_count,
-        wait_seconds=stats.wait_seconds,
-        timeouts=stats.timeouts,
-        leaks=stats.leaks,
-    )
-
-
-def _report(report: Any) -> CloseReport:
-    return CloseReport(
-        closed=report.closed,
-        waited=report.waited,
-        leaked=tuple(
-            Leak(held_seconds=leak.held_seconds, thread=leak.thread, stack=leak.stack)
-            for leak in report.leaked[:MAX_LEAKS]
-        ),
-    )
