@@ -38,6 +38,7 @@ CONFIG = """
 [workers.jobs]
 run = "workers.jobs:run"
 count = 4
+min_ready_time = "200ms"
 max_restarts = 1000000
 backoff = "5ms"
 backoff_max = "20ms"
