@@ -208,6 +208,7 @@ class Supervisor:
                 self._lending.next_deadline(),
                 self._tuning.next_deadline(),
                 self._orphans.next_deadline(),
+                self._notes.next_deadline(),
                 self._reports.next_deadline(),
                 self._examinations.next_deadline(),
                 None if self._monitoring is None else self._monitoring.next_deadline(),
@@ -242,6 +243,7 @@ class Supervisor:
         self._inquire()
         self._handle(ev.TimePassed())
         self._lending.time_passed(time.monotonic())
+        self._notes.time_passed(time.monotonic())
         if self._orphans.time_passed(time.monotonic()):
             self._lending.orphaned(self._orphans.held())
         done = self._tuning.conclusion(time.monotonic(), is_rolling=self._fleet.is_rolling)

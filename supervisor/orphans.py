@@ -27,6 +27,7 @@ from supervisor.core.budgets import SETTLE
 FOLDER = "held"  # in runtime_dir
 # Seconds after its grace in which an orphan has surely been killed: by itself, or by its template.
 KILLED_BY = 1.5
+AGAIN = 5.0  # seconds until a note that could not be written is tried again
 LONGEST_GRACE = 366 * 86400.0  # a note that says more is none
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -36,7 +37,8 @@ class Notes:
 
     Args:
         runtime_dir: the folder, locked.
-        on_error: told why a note cannot be written; the worker goes on without one.
+        on_error: told why a note cannot be written, the first time; the worker goes on without one
+            until it can.
     """
 
     def __init__(self, runtime_dir: Path, on_error: Callable[[str], object]) -> None:
@@ -44,6 +46,23 @@ class Notes:
         self._on_error = on_error
         self._boot = _boot()
         self._notes: dict[str, dict[str, Any]] = {}
+        self._unwritten: set[str] = set()  # whose notes could not be written, as on a full disk
+        self._again_at: float | None = None
+
+    def next_deadline(self) -> float | None:
+        """Return when `time_passed` wants to be called; None: nothing is left to be written."""
+        return self._again_at
+
+    def time_passed(self, now: float) -> None:
+        """Try again what could not be written."""
+        if not self._unwritten:
+            self._again_at = None
+        elif self._again_at is None:
+            self._again_at = now + AGAIN
+        elif self._again_at <= now:
+            self._again_at = now + AGAIN
+            for worker in list(self._unwritten):
+                self._write(worker)
 
     def born(
         self, worker: str, pid: int, grace: float, pools: Mapping[str, tuple[int, int]]
@@ -77,6 +96,7 @@ class Notes:
     def ended(self, worker: str) -> None:
         """Remove the note of a worker that has ended."""
         note = self._notes.pop(worker, None)
+        self._unwritten.discard(worker)
         if note is not None:
             with contextlib.suppress(OSError):
                 self._path(note).unlink()
@@ -96,7 +116,11 @@ class Notes:
             new.replace(path)
         except OSError as exc:
             _remove(new)
-            self._on_error(f"{path}: {exc.strerror}")
+            if worker not in self._unwritten:
+                self._unwritten.add(worker)
+                self._on_error(f"{path}: {exc.strerror}")
+        else:
+            self._unwritten.discard(worker)
 
     def _path(self, note: dict[str, Any]) -> Path:
         # Not by the worker's name: an orphan has the same, and its note stays until it has gone.

@@ -178,3 +178,29 @@ def test_a_full_disk_leaves_no_part_of_a_note(tmp_path, room):
     mine.ended("web-1")
     mine.close()
     assert not Path(tmp_path, FOLDER).exists()
+
+
+def test_a_note_that_had_no_room_is_written_when_there_is_some(tmp_path):
+    """It is told of once, tried again every few seconds, and then nothing is left to be done."""
+    told: list[str] = []
+    (tmp_path / FOLDER).touch()  # no folder can be made there
+    mine = Notes(tmp_path, told.append)
+    mine.born("web-1", os.getpid(), 1.0, {"main": (2, 4)})
+    mine.time_passed(100.0)
+    first = mine.next_deadline()
+    assert first is not None and first > 100.0
+    mine.time_passed(first)
+    assert len(told) == 1
+    (tmp_path / FOLDER).unlink()
+    mine.time_passed(first + 1.0)  # too early
+    assert not (tmp_path / FOLDER).exists()
+    again = mine.next_deadline()
+    assert again is not None and again > first
+    mine.time_passed(again)
+    found = Orphans(tmp_path, again)
+    assert found.names == ["web-1"]
+    found.close()
+    mine.time_passed(again + 100.0)
+    assert mine.next_deadline() is None
+    mine.ended("web-1")
+    mine.close()
