@@ -219,7 +219,8 @@ def test_readiness_follows_the_fleet_and_ends_first(scraped):
     assert answer["reasons"][0] == "the supervisor is stopping"
     assert scraped.get("/healthz")[0] == 200
     assert scraped.json("/status.json")["outstanding"]
-    assert scraped.scrape()["supervisor_workers", frozenset({"web", "draining"})] == 1
+    draining = "supervisor_workers", frozenset({"web", "draining"})
+    wait_until(lambda: scraped.scrape()[draining] == 1, "the idle one has gone")
     scraped.signal(signal.SIGQUIT)
     assert scraped.wait() in {0, 1}
 
