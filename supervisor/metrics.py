@@ -23,7 +23,7 @@ from supervisor.protocol import JOB_SECONDS, OTHER, POOL_SECONDS, Figures, Metri
 MAX_SERIES = 1000
 MAX_OWN = 200  # declarations of the applications' own; what comes later is left out
 
-GROUP_STATES = ("starting", "ready", "degraded", "waiting", "failed")
+GROUP_STATES = ("starting", "ready", "degraded", "waiting", "failed", "finished")
 STATES = ("starting", "ready", "draining", "drained", "exited", "failed")
 RESTART_REASONS = ("exited", "failed", "killed", "hung", "recycled", "rolled")
 OUTCOMES = ("done", "failed", "cancelled")

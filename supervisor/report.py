@@ -97,6 +97,12 @@ def _note(group: Mapping[str, Any]) -> str:
         notes.append(str(group["cause"]))
     elif group["state"] == "waiting":
         notes.append("for what runs before it")
+    # A supervisor that was started before this command was upgraded says nothing of these two.
+    ends_in, finished = group.get("ends_in_seconds"), group.get("finished")
+    if ends_in is not None:
+        notes.append(f"the others wait for it, {max(0.0, ends_in):.0f} s at most")
+    elif finished and group["state"] == "ready" and group["count"]:
+        notes.append(f"{finished} finished")
     if group["next_restart_in_seconds"] is not None:
         notes.append(f"next try in {group['next_restart_in_seconds']:.1f} s")
     return "; ".join(notes)

@@ -117,6 +117,8 @@ def _group_status(group: GroupSnapshot, now: float) -> dict[str, Any]:
         "restarts": group.restarts,
         "failure": group.failure,
         "cause": group.cause,
+        "finished": group.finished,
+        "ends_in_seconds": None if group.ends_by is None else round(group.ends_by - now, 3),
         "waiting_for": None if outage is None else {"pool": outage.pool, "error": outage.error},
         "next_restart_in_seconds": (
             None if next_restart is None else round(max(0.0, next_restart - now), 3)

@@ -22,6 +22,7 @@ from supervisor.config import values as read
 from supervisor.config.lines import KeyPath, Lines
 from supervisor.config.settings import (
     APP_OPTIONS,
+    BEFORE_TIMEOUT,
     LATER,
     GroupSettings,
     LogSettings,
@@ -64,7 +65,6 @@ _NOT_BEFORE = (
     "backoff_max",
     "on_failed",
     "notify",
-    "ready_timeout",
     "min_ready_time",
     "surge",
     "max_age",
@@ -430,6 +430,8 @@ class _Reading:
         message = "makes no sense with before: it runs once, to its end"
         self.check_absent(table, dict.fromkeys(_NOT_BEFORE, message))
         table.values["restart"] = Restart.NEVER
+        if "ready_timeout" not in table.given:
+            table.values["ready_timeout"] = BEFORE_TIMEOUT
 
     def check_absent(self, table: _Table, wrong: Mapping[str, str]) -> None:
         """Note each key that was given, is good by itself, and does not belong there."""

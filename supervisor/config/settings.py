@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "APP_OPTIONS",
+    "BEFORE_TIMEOUT",
     "LATER",
     "GroupSettings",
     "Later",
@@ -34,6 +35,9 @@ from supervisor.errors import Problem
 if TYPE_CHECKING:
     from supervisor.protocol import Identity
 
+# Seconds that what runs before the others may take where nothing is said. Long enough for nearly every
+# migration, and an end: a start that waits for one that hangs is not to wait for ever.
+BEFORE_TIMEOUT = 3600.0
 _BARE = re.compile("[A-Za-z0-9_-]+")
 
 
@@ -95,6 +99,7 @@ class PoolSettings:
 class GroupSettings:
     """[workers.NAME]: a group of equal workers. Durations in seconds.
 
+    With `before`, `ready_timeout` is the time to its end; where the key is absent, BEFORE_TIMEOUT.
     Exactly one of `run`, `app` and `command` is not empty. `pools` is in the order of the file, and
     complete where the key is absent; a command has none. `env` and `options` may hold secrets and
     are in no repr. They are not to be changed. The `options` of an `app` have been read: see
@@ -190,9 +195,14 @@ class Settings:
 
     @property
     def longest_step(self) -> float:
-        """Seconds that one step of a start or a rolling restart may take."""
+        """Seconds that one step of a start or a rolling restart may take; `before` has its own."""
         return self.supervisor.grace + max(
-            group.ready_timeout + group.min_ready_time for group in self.groups.values()
+            (
+                group.ready_timeout + group.min_ready_time
+                for group in self.groups.values()
+                if not group.before
+            ),
+            default=0.0,
         )
 
     def budget_terms(self, counts: Mapping[str, int] | None = None) -> dict[str, Terms]:

@@ -53,7 +53,6 @@ from supervisor.core import events as ev
 from supervisor.core import snapshot
 from supervisor.core.causes import Cause, OomKills
 from supervisor.core.group import Group, Slot
-from supervisor.core.lifecycle import State
 from supervisor.core.roll import Failure
 from supervisor.core.rolls import Rolls
 from supervisor.core.slowstart import Gates
@@ -230,7 +229,8 @@ class Fleet:
             spec.name,
             generation,
             hang_timeout=spec.hang_timeout,
-            ready_timeout=NEVER if spec.before else spec.ready_timeout,
+            ready_timeout=spec.ready_timeout,
+            must_end=spec.before,
             stop_signal=spec.stop_signal,
             terms=self._terms,
             now=now,
@@ -658,12 +658,14 @@ class Fleet:
 
     def snapshot(self, *, with_workers: bool = True) -> FleetSnapshot:
         """Return the fleet as it is now, its workers one by one where that is wanted."""
-        ready = Counter(w.group for w in self._workers.values() if w.state is State.READY)
+        members: dict[str, list[Worker]] = {name: [] for name in self._groups}
+        for worker in self._workers.values():
+            members.setdefault(worker.group, []).append(worker)
         return FleetSnapshot(
             state=self._phase.shown,
             generation=self._rolls.generation,
             groups=tuple(
-                snapshot.of_group(group, ready[group.spec.name]) for group in self._groups.values()
+                snapshot.of_group(group, members[name]) for name, group in self._groups.items()
             ),
             workers=tuple(
                 self._snapshot_of(worker) for worker in self._workers.values() if with_workers
@@ -680,10 +682,9 @@ class Fleet:
 def _how_it_ended(worker: Worker, report: ev.WorkerNotBorn | ev.WorkerExited) -> Failure:
     """Say why a worker has failed that ended before it had proved itself."""
     if isinstance(report, ev.WorkerNotBorn):
-        return Failure(worker.id, report.why, "")
-    how = f"code {report.code}" if report.signal is None else f"signal {report.signal}"
+        return Failure(worker.id, worker.error, "")
     fault = f"it {worker.fault}: " if worker.fault else ""
-    return Failure(worker.id, f"{fault}it ended with {how}", report.stacks)
+    return Failure(worker.id, f"{fault}{worker.ending}", report.stacks)
 
 
 def _why_lost(worker: Worker, report: ev.WorkerNotBorn | ev.WorkerExited) -> str:

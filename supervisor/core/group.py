@@ -146,10 +146,14 @@ class Group:
         return sum(slot.is_ready for slot in self.slots)
 
     @property
+    def finished(self) -> int:
+        """How many of its places have done what they were for, and want no worker."""
+        return sum(slot.finished for slot in self.slots)
+
+    @property
     def expected(self) -> int:
         """How many workers are to serve: of those that run before the others none, when done."""
-        done = sum(slot.finished for slot in self.slots) if self.spec.before else 0
-        return self.spec.count - done
+        return self.spec.count - (self.finished if self.spec.before else 0)
 
     @property
     def state(self) -> str:
@@ -158,7 +162,9 @@ class Group:
             return "failed"
         if self.is_waiting:
             return "waiting"
-        if self.ready >= self.expected:
+        if self.slots and self.finished == len(self.slots):
+            return "finished"
+        if self.ready + self.finished >= self.spec.count:
             return "ready"
         if self.waiting:
             return "waiting"
@@ -344,11 +350,12 @@ class Group:
         if had_failed:
             self._ended_in_failure(slot, worker, now)
         elif worker.failed and rules.restart is policy.Restart.NEVER:
-            self._fail(f"{worker.id} failed, and is not to be restarted", cause, now, final=True)
+            why = f"{worker.id} failed, and is not to be restarted{_last_words(worker)}"
+            self._fail(why, cause, now, final=True)
         elif self._is_one_too_many(worker, now):
             self._fail(
                 f"{len(self._intensity.times)} failures within {rules.window:g} s, at most "
-                f"{rules.max_restarts} are allowed; the last was {worker.id}{_what_it_raised(worker)}",
+                f"{rules.max_restarts} are allowed; the last was {worker.id}{_last_words(worker)}",
                 cause,
                 now,
             )
@@ -364,7 +371,8 @@ class Group:
         """Count a failure, where the group is to blame for it; what it depends on is not its own."""
         if not worker.failed or worker.cause is Cause.DEPENDENCY:
             return False
-        return self._intensity.count_failure(self.spec.policy, now)
+        waited = now - worker.spawned_at if worker.cause is Cause.STARTUP else 0.0
+        return self._intensity.count_failure(self.spec.policy, now, waited)
 
     def _plan_restart(self, slot: Slot, worker: Worker, now: float) -> None:
         rules = self.spec.policy
@@ -409,7 +417,7 @@ class Group:
                 slot.gate = None
 
 
-def _what_it_raised(worker: Worker) -> str:
-    if len(worker.error) <= MAX_ERROR:
-        return f" ({worker.error})" if worker.error else ""
-    return f" ({worker.error[:MAX_ERROR]} …)"
+def _last_words(worker: Worker) -> str:
+    """Return what its code has raised, or else what is known of its failure and its end."""
+    words = worker.error or (f"it {worker.fault}" if worker.fault else worker.ending)
+    return f" ({words})" if len(words) <= MAX_ERROR else f" ({words[:MAX_ERROR]} …)"

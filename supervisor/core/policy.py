@@ -72,8 +72,13 @@ class Intensity:
 
     times: list[float] = field(default_factory=list)  # oldest first; pruned at each failure
 
-    def count_failure(self, policy: RestartPolicy, now: float) -> bool:
-        """Count a failure at `now`; True when it is one more than the window allows."""
+    def count_failure(self, policy: RestartPolicy, now: float, waited: float = 0.0) -> bool:
+        """Count a failure at `now`; True when it is one more than the window allows.
+
+        It was waited for so many seconds; the window does not go on in that time. Otherwise starts
+        that fail slowly, at a `ready_timeout` of half the window, would be tried for ever.
+        """
+        self.times = [min(at + waited, now) for at in self.times]
         self.times = [at for at in self.times if now - at < policy.window]
         self.times.append(now)
         return len(self.times) > policy.max_restarts

@@ -17,7 +17,8 @@ replaced stays replaced: whether that is to go back is for `rolls`, by a roll of
 persists: what fails is tried again with a back-off, since there is nothing further back.
 
 A slot without a worker (a new one, or one that backs off) is filled the same way, and has nobody to
-retire. What becomes of a slot's own worker is for the ordinary rules also during a roll; only, while
+retire. Where nobody is to follow one that ends well, one that does so there has done what it was for:
+that is a step as good as one that serves. What becomes of a slot's own worker is for the ordinary rules also during a roll; only, while
 a successor is on its way, nobody else is spawned there. Groups are rolled one after the other.
 """
 
@@ -30,9 +31,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from supervisor.core import policy
 from supervisor.core.group import Group, Slot
 from supervisor.core.lifecycle import State
-from supervisor.core.worker import NEVER, Worker
+from supervisor.core.worker import NEVER, Step, Worker
 
 # Seconds before a step that has failed is tried again by a roll that persists, doubling up to the
 # second number.
@@ -114,6 +116,7 @@ class Roll:
         ground: the fleet.
         persists: whether it goes back to what is in force: then it cannot fail, and a slot that has
             got there by itself is left alone.
+        repeats: whether slots that were done when it began are filled once more.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Roll:
         ground: Ground,
         *,
         persists: bool = False,
+        repeats: bool = False,
     ) -> None:
         self.kind = kind
         self.generation = generation
@@ -132,6 +136,7 @@ class Roll:
         self.failure: Failure | None = None
         self.was_cut_short = False  # abandoned, and somebody has not been replaced by that
         self._ground = ground
+        self._repeated = {slot for slot in self.slots if slot.is_done} if repeats else set()
         self._waiting = list(self.slots)
         self._moves: dict[Slot, _Move] = {}
         self._leaving: dict[Worker, Group] = {}  # not wanted any more; they have not ended yet
@@ -213,6 +218,8 @@ class Roll:
                 continue
             if move.successor.state is State.SUSPECT:
                 move.proved_at = NEVER  # it never will: but first its stacks are to come
+            elif _may_have_done_it(move):
+                move.proved_at = NEVER  # how it ends will tell
             elif move.successor.state not in _PROMISING:
                 self._successor_failed(move, _why_not(move.successor), now)
 
@@ -231,7 +238,10 @@ class Roll:
             del self._moves[slot]
         elif move is not None and worker is move.successor and not move.is_proved:
             del self._moves[slot]
-            self._step_failed(slot, failure, now)
+            if _may_have_done_it(move) and not worker.failed:
+                slot.finished = True
+            else:
+                self._step_failed(slot, failure, now)
         else:
             return False
         self.advance(now)
@@ -256,13 +266,16 @@ class Roll:
     def _skip_what_is_not_wanted(self, now: float) -> None:
         self._waiting = [slot for slot in self._waiting if self._is_wanted(slot)]
         for move in list(self._moves.values()):
-            if not move.is_proved and move.slot.is_done:
+            if not move.is_proved and not self._is_left_to_do(move.slot):
                 self._give_up(move, now)
 
     def _is_wanted(self, slot: Slot) -> bool:
         if self.persists:  # an empty slot is refilled by the ordinary rules, from what is in force
             return slot.worker is not None and slot.worker.generation != self.generation
-        return not slot.is_done
+        return self._is_left_to_do(slot)
+
+    def _is_left_to_do(self, slot: Slot) -> bool:
+        return not slot.is_done or slot in self._repeated
 
     def _has_room(self, slot: Slot) -> bool:
         """Tell whether one more may be started in this slot's group."""
@@ -310,6 +323,19 @@ class Roll:
     def _give_up(self, move: _Move, now: float) -> None:
         del self._moves[move.slot]
         self.dismiss(move.successor, move.slot.group, now)
+
+
+def _may_have_done_it(move: _Move) -> bool:
+    """Tell whether a successor that ends by itself has done what it was for, if it ends well."""
+    worker, rules = move.successor, move.slot.group.rolling_spec.policy
+    return (
+        move.slot.worker is None
+        and not policy.wants_restart(rules.restart, failed=False)
+        and worker.state in (State.DRAINED, State.EXITED)
+        and Step.CANCELLED not in worker.history
+        and worker.pid is not None
+        and not worker.fault
+    )
 
 
 def _why_not(worker: Worker) -> Failure:

@@ -26,7 +26,8 @@ the one in force. A generation is retired when it is neither in force nor about 
 restarted from it, and its last worker has ended.
 
 A group that has failed for good gets another chance when the first worker of another generation is
-spawned in it, and when its restart is asked for.
+spawned in it, and when its restart is asked for. A restart fills places again that have done what they
+were for; when it fails they are as they were: done.
 """
 
 from __future__ import annotations
@@ -430,7 +431,7 @@ class Rolls:
         slots = self._slots_of(request.target)
         if slots or request.reason != ev.RECYCLE:
             self._target = request.target
-            self._roll = Roll(request.reason, self.generation, slots, self._ground)
+            self._roll = Roll(request.reason, self.generation, slots, self._ground, repeats=True)
             self._roll.advance(now)
 
     def _slots_of(self, target: str) -> list[Slot]:
@@ -439,7 +440,7 @@ class Rolls:
             return [slot for slot in self._slots() if slot.worker and slot.worker.id == target]
         if group.failure:
             group.forgive()
-        return [slot for slot in group.slots if not slot.is_done]
+        return list(group.slots)
 
     def _scale(self, request: ev.ScaleRequested, now: float) -> None:
         """Fill new slots; whoever is too many is cancelled, the last slots first."""

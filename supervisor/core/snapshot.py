@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FleetSnapshot", "GroupSnapshot", "WorkerSnapshot", "of_group", "of_worker"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from supervisor.core.causes import Cause, Outage
@@ -26,6 +27,7 @@ class WorkerSnapshot:
     restarts: int
     spawned_at: float
     deadline: float | None
+    ends_by: float | None = None  # by when it has to have ended by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class GroupSnapshot:
     Those that are `finished` ended as they should, and are not replaced.
     `next_restart` is when somebody is tried there next, None where that depends on another's success.
     `cause` is why it has failed, waits or restarts, "" where it does none of these.
-    With `before` it runs to its end before the others start.
+    With `before` it runs to its end before the others start, `ends_by` then at the latest.
     """
 
     name: str
@@ -49,6 +51,7 @@ class GroupSnapshot:
     cause: str = ""
     waiting_for: Outage | None = None
     before: bool = False
+    ends_by: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +79,31 @@ def of_worker(worker: Worker, restarts: int) -> WorkerSnapshot:
         restarts=restarts,
         spawned_at=worker.spawned_at,
         deadline=None if worker.deadline == NEVER else worker.deadline,
+        ends_by=None if worker.ends_by == NEVER else worker.ends_by,
     )
 
 
-def of_group(group: Group, ready: int) -> GroupSnapshot:
-    """Return one group as it is now; `ready` counts successors that have no slot yet, too."""
+def of_group(group: Group, workers: Sequence[Worker]) -> GroupSnapshot:
+    """Return one group as it is now; `workers` are its living ones, also those without a slot yet."""
+    state = group.state
+    if state == "finished" and workers:
+        state = "starting"  # once more
     dues = [due for slot in group.slots if (due := slot.next_try) is not None and due < NEVER]
     if group.breaker.due is not None:
         dues.append(group.breaker.due)
     return GroupSnapshot(
         name=group.spec.name,
         count=group.expected,
-        ready=ready,
-        state=group.state,
+        ready=sum(worker.state is State.READY for worker in workers),
+        state=state,
         restarts=sum(slot.restarts for slot in group.slots),
         failure=group.failure,
         next_restart=min(dues, default=None),
-        finished=sum(slot.finished for slot in group.slots),
+        finished=group.finished,
         cause=_cause_of(group),
         waiting_for=group.outage,
         before=group.spec.before,
+        ends_by=min((w.ends_by for w in workers if w.ends_by < NEVER), default=None),
     )
 
 

@@ -24,4 +24,6 @@ class GroupSpec:
     max_rss: int = 0  # bytes
     hang_timeout: float = 0.0
     stop_signal: int = 15  # by which a worker that is told to end may do so: no failure
-    before: bool = False  # runs to its end, with success, before the others start; `count` is 1
+    # It runs to its end, with success, before the others start, and that is what `ready_timeout` is
+    # for; `count` is 1.
+    before: bool = False

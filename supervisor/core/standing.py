@@ -11,7 +11,7 @@ and returns one message where they differ, in sd_notify's words (its manual page
 A reload before the first READY=1 is a matter of STATUS only: there is no service yet to be reloaded.
 
 EXTEND_TIMEOUT_USEC goes with each step forward of a start and of a roll, for as long as the next
-step may take: a fleet that gets somewhere may take its time, one that does not has what the unit
+step may take, a migration what is left of its own time: a fleet that gets somewhere may take its time, one that does not has what the unit
 says. A step is one that was never reached before, so a crash loop is none. The stop has a deadline
 of its own, which is what is asked for. More time for the unit puts its watchdog off as well, so a
 sign of life, which puts it right again, is due at once then.
@@ -157,6 +157,8 @@ class Standing:
             return max(0.0, fleet.deadline - now) + STOP_SLACK
         if phase is Phase.READY:
             return None
+        # What runs before the others may take until then.
+        patience += max((group.ends_by - now for group in fleet.groups if group.ends_by), default=0)
         if fleet.roll is None:
             going_on = self._goes_on((phase,), sum(group.ready for group in fleet.groups))
         else:

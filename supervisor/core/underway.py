@@ -56,9 +56,16 @@ def _missing(fleet: FleetSnapshot, now: float) -> Iterator[str]:
     """Say of each group that is not ready what it waits for, the most telling first."""
     staying = [worker for worker in fleet.workers if worker.deadline is None]
     before = {group.name for group in fleet.groups if group.before}
-    for worker in staying:
-        if worker.group in before:
-            yield f"first {worker.id} has to end well, {now - worker.spawned_at:.0f} s by now"
+    for worker in fleet.workers:
+        if worker.group in before and worker.deadline is not None:
+            left = max(0, math.ceil(worker.deadline - now))
+            yield f"{worker.id} is told to end, {left} s left"
+        elif worker.group in before:
+            at_most = (worker.ends_by or now) - worker.spawned_at
+            yield (
+                f"first {worker.id} has to end well, {now - worker.spawned_at:.0f} s by now, "
+                f"{at_most:.0f} s at most"
+            )
     for group in fleet.groups:
         if group.waiting_for is not None and not group.failure:
             outage = group.waiting_for

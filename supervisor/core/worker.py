@@ -21,7 +21,8 @@ have been frozen; but not twice within two `hang_timeout`, or a slow machine wou
 
 One that has not said hello has no work yet, and no socket to be told over: it gets SIGTERM at once.
 One that is not born is waited for like a receipt, then given up. One that ends by itself (its code
-returned or raised) is not cancelled, but D is set for it all the same: nothing waits for ever.
+returned or raised) is not cancelled, but D is set for it all the same: nothing waits for ever. One
+that must end, since others wait for that, has until `ready_timeout`; to become ready is nothing then.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ class Worker:
         worker_id: its name, never used again.
         group: the name of its group.
         generation: of the code that it runs.
-        ready_timeout: seconds from its spawn until it must be ready.
+        ready_timeout: seconds from its spawn until it must be ready, or have ended.
+        must_end: whether it has to end by itself in that time.
         hang_timeout: seconds that one of its jobs may take, 0: as long as it likes.
         stop_signal: by which it may end when it is told to end.
         terms: how much time it has to end.
@@ -146,6 +148,8 @@ class Worker:
         "cause",
         "deadline",
         "due",
+        "ending",
+        "ends_by",
         "error",
         "failed",
         "fault",
@@ -170,6 +174,7 @@ class Worker:
         generation: int,
         *,
         ready_timeout: float,
+        must_end: bool = False,
         hang_timeout: float,
         stop_signal: int,
         terms: Terms,
@@ -186,12 +191,14 @@ class Worker:
         self.spawned_at = now
         self.due = now + ready_timeout  # when its next step is due
         self.deadline = NEVER  # by when it must be gone, once that is settled
+        self.ends_by = self.due if must_end else NEVER  # by when it has to end by itself
         self.history: dict[Step, float] = {}  # when each step was taken, in the order of the steps
         self.reports: Mapping[str, Any] = {}  # pool -> close report, as it said
         self.life: Mapping[str, Any] = {}  # what it has done, as it said
         self._has_stacks = False  # some event has its stacks
         self.fault = ""  # why it counts as failed even when it ends with code 0
-        self.error = ""  # what its code has raised
+        self.error = ""  # what its code has raised, or why it was not even born
+        self.ending = ""  # how its process ended
         self.failed = False  # settled by its end, as is the cause
         self.cause = Cause.RETURNED
         self.by_memory = False  # an OOM kill is accounted for by its end; written by Fleet
@@ -247,6 +254,7 @@ class Worker:
                 self._ready(now)
             case ev.WorkerDelayed():
                 self.due = max(self.due, now + report.seconds)
+                self.ends_by = self.ends_by if self.ends_by == NEVER else self.due
             case ev.WorkerAcknowledged():
                 self._acknowledged(now)
             case ev.WorkerDrained():
@@ -306,9 +314,9 @@ class Worker:
         self.due = NEVER
         self.failed = report.by_application or bool(self.fault)
         self.cause = Cause.STARTUP if self.failed else Cause.NOT_BORN
+        self.error = f"it {self.fault}: {report.why}" if self.fault else report.why
         if self.deadline == NEVER:  # else it was not wanted any more
-            why = f"it {self.fault}: {report.why}" if self.fault else report.why
-            self._announce("worker.not_spawned", error=why)
+            self._announce("worker.not_spawned", error=self.error)
 
     def _registered(self, now: float) -> None:
         self.history[Step.REGISTERED] = now
@@ -317,7 +325,7 @@ class Worker:
 
     def _ready(self, now: float) -> None:
         self.history[Step.READY] = self._watched_since = now  # until here ready_timeout counts
-        self.due = now + self._hang_timeout if self._hang_timeout else NEVER
+        self.due = min(now + self._hang_timeout if self._hang_timeout else NEVER, self.ends_by)
         self._announce("worker.ready", seconds=_round(now - self.spawned_at))
 
     def _acknowledged(self, now: float) -> None:
@@ -363,6 +371,7 @@ class Worker:
             for_dependency=self.outage is not None,
         )
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
+        self.ending = " ".join(["it ended with", *(f"{k} {v}" for k, v in how.items())])
         details = {
             "reason": self.fault,
             "cause": self._cause_shown(died),
@@ -470,6 +479,7 @@ class Worker:
         if self.due < NEVER:
             self.due = max(self.due + seconds, earliest)
         self.deadline = max(self.deadline + seconds, earliest)
+        self.ends_by = max(self.ends_by + seconds, earliest)
 
     def _next_step(self, now: float) -> None:
         match self.state:
@@ -483,10 +493,14 @@ class Worker:
                 self.deadline = now
                 self._take_stacks(now)
             case State.REGISTERED:
-                self.fault = self._late("was not ready")
+                must_end = self.ends_by < NEVER
+                self.fault = self._late("did not end" if must_end else "was not ready")
+                self.cancel(self._terms.notice(now, self.fault), now)
+            case State.READY if self.ends_by <= now:
+                self.fault = self._late("did not end")
                 self.cancel(self._terms.notice(now, self.fault), now)
             case State.READY:
-                self.due = now + self._hang_timeout  # unless what is seen says otherwise
+                self._look_later(now)  # unless what is seen says otherwise
                 self._outbox.append(ac.Look(self.id))
             case State.SUSPECT:
                 self._bring_down("", _LATE_STACKS, now)
@@ -499,7 +513,7 @@ class Worker:
 
     def _seen(self, report: ev.WorkerSeen, now: float) -> None:
         """Settle when to look again, or that it hangs."""
-        self.due = now + self._hang_timeout
+        self._look_later(now)
         if report.halted:
             if not self._halted:
                 self._announce("worker.stopped", why=report.halted, jobs=told(report.jobs, now))
@@ -509,6 +523,9 @@ class Worker:
                 self._announce("worker.continued")
             self._judge(report.jobs, now)
         self._halted = report.halted
+
+    def _look_later(self, now: float) -> None:
+        self.due = min(now + self._hang_timeout, self.ends_by)
 
     def _judge(self, jobs: tuple[JobSeen, ...], now: float) -> None:
         limits = [

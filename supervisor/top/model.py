@@ -234,6 +234,7 @@ _WORKER_TONES = {
 }
 _GROUP_TONES = {
     "ready": Tone.GOOD,
+    "finished": Tone.GOOD,
     "starting": Tone.NOTICE,
     "degraded": Tone.WARN,
     "waiting": Tone.WARN,

@@ -62,18 +62,99 @@ def test_a_start_runs_them_one_after_the_other_and_then_the_rest() -> None:
 
     assert did(script, 1, "migrate-1")[-1] == "Spawn seed-1"
     assert did(script, 2, "seed-1")[-2:] == ["Spawn web-1", "Spawn web-2"]
-    assert [script.group(name).state for name in ("web", "migrate")] == ["starting", "ready"]
+    assert [script.group(name).state for name in ("web", "migrate")] == [
+        "starting",
+        "finished",
+    ]
     assert script.group("migrate").count == 0
 
     assert "supervisor.ready" in brief(script.ready(3, "web-1", "web-2"))
 
 
-def test_it_may_take_as_long_as_it_takes() -> None:
-    """`ready_timeout` is for those who are to serve."""
-    script = Script(*FILE)
+SLOW = (WEB, replace(MIGRATE, ready_timeout=60.0))
+TOO_LATE = "did not end within 60 s"
+
+
+def test_one_that_does_not_end_is_told_to_end_and_has_failed() -> None:
+    """At `ready_timeout`, like in a stop; the start fails when it has gone, and says why."""
+    script = Script(*SLOW)
     script.registered(1, "migrate-1")
-    assert script.fleet.next_deadline() is None
-    assert script.tick(100_000) == []
+    assert script.fleet.next_deadline() == 60
+    assert script.group("migrate").ends_by == 60
+    assert script.tick_just_before(60) == []
+    assert brief(script.tick(60)) == ["worker.cancelled migrate-1", "SendCancel migrate-1"]
+    done = script.at(61, ev.WorkerExited("migrate-1", signal=15))
+    assert fields_of("worker.exited", done)["reason"] == TOO_LATE
+    assert fields_of("group.failed", done)["reason"] == f"it {TOO_LATE}: it ended with signal 15"
+    assert brief(done)[-1] == "Finish 1"
+
+
+def test_one_that_does_not_end_when_it_is_told_to_is_killed() -> None:
+    """SIGTERM where there is no receipt, SIGKILL after `grace`."""
+    script = Script(*SLOW)
+    script.registered(1, "migrate-1")
+    script.tick(60)
+    assert brief(script.tick(61)) == ["Terminate migrate-1"]
+    assert brief(script.tick(60 + GRACE)) == ["TakeStacks migrate-1"]
+    assert brief(script.tick(91)) == ["worker.killed migrate-1", "Kill migrate-1"]
+    assert brief(script.at(91, ev.WorkerExited("migrate-1", signal=9)))[-1] == "Finish 1"
+
+
+def test_to_be_ready_is_no_end() -> None:
+    """Nor is to be looked at for a hang: its time goes on."""
+    script = Script(WEB, replace(SLOW[1], hang_timeout=25.0))
+    script.ready(1, "migrate-1")
+    looks = []
+    for due in (26, 51, 60):
+        assert script.fleet.next_deadline() == due
+        looks += brief(script.tick(due))
+        script.at(due, ev.WorkerSeen("migrate-1"))
+    assert looks == [
+        "Look migrate-1",
+        "Look migrate-1",
+        "worker.cancelled migrate-1",
+        "SendCancel migrate-1",
+    ]
+
+
+def test_one_that_ends_well_after_it_was_told_to_end_has_failed() -> None:
+    """What it was for may be half done."""
+    script = Script(*SLOW)
+    script.registered(1, "migrate-1")
+    script.tick(60)
+    assert brief(script.left(61, "migrate-1"))[-1] == "Finish 1"
+
+
+def test_one_that_asks_for_more_time_gets_it() -> None:
+    """From the moment of asking."""
+    script = Script(*SLOW)
+    script.registered(1, "migrate-1")
+    script.at(50, ev.WorkerDelayed("migrate-1", 100.0))
+    script.ready(55, "migrate-1")
+    assert script.tick_just_before(150) == []
+    assert "SendCancel migrate-1" in brief(script.tick(150))
+
+
+def test_its_time_goes_on_when_the_supervisor_stands_still() -> None:
+    """But it is told to end that much later: nobody could have heard of its end."""
+    script = Script(*SLOW)
+    script.ready(1, "migrate-1")
+    assert script.tick(160) == []
+    assert script.group("migrate").ends_by == 161
+    assert "SendCancel migrate-1" in brief(script.tick(161))
+
+
+def test_one_that_does_not_end_rejects_the_reload() -> None:
+    """When it has gone; nothing is replaced."""
+    script = serving()
+    script.at(20, reload(2, *SLOW))
+    script.registered(21, "migrate-2")
+    assert script.group("migrate").state == "starting"
+    assert "SendCancel migrate-2" in brief(script.tick(80))
+    done = script.at(81, ev.WorkerExited("migrate-2", signal=15))
+    assert TOO_LATE in fields_of("reload.rejected", done)["reason"]
+    assert [worker.id for worker in script.snapshot().workers] == ["web-1", "web-2"]
+    assert script.group("migrate").state == "finished"
 
 
 def test_to_serve_is_not_what_it_is_for() -> None:
@@ -83,8 +164,8 @@ def test_to_serve_is_not_what_it_is_for() -> None:
         "worker.spawned migrate-1",
         "worker.ready migrate-1",
     ]
-    assert brief(script.tick(1000)) == []
-    assert brief(script.left(1001, "migrate-1"))[-1] == "Spawn seed-1"
+    assert brief(script.tick(20)) == []
+    assert brief(script.left(21, "migrate-1"))[-1] == "Spawn seed-1"
 
 
 def test_one_that_fails_ends_the_start_with_1() -> None:
@@ -195,7 +276,7 @@ def test_one_that_fails_rejects_the_reload() -> None:
     )
     assert (script.snapshot().generation, script.fleet.phase) == (1, Phase.READY)
     assert [worker.id for worker in script.snapshot().workers] == ["web-1", "web-2"]
-    assert script.group("migrate").state == "ready"
+    assert script.group("migrate").state == "finished"
 
     assert brief(script.at(30, reload(3))) == ["Spawn migrate-3"]
 

@@ -196,7 +196,7 @@ def test_on_failure_does_not_replace_who_ended_well() -> None:
 
     assert brief(script.left(2, "jobs-1")) == ["worker.drained jobs-1", "worker.exited jobs-1"]
     assert script.fleet.next_deadline() is None
-    assert (script.group().state, script.group().finished) == ("degraded", 1)
+    assert (script.group().state, script.group().finished) == ("finished", 1)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,29 @@ def test_restarts_count_who_was_born_after_the_first() -> None:
     assert {w.id: w.restarts for w in script.snapshot().workers} == {"jobs-2": 0, "jobs-3": 1}
 
 
+def test_what_has_finished_is_shown_as_that() -> None:
+    """Where some still serve the group is ready: nobody is missing."""
+    script = Script(group(count=2, restart=Restart.NEVER))
+    states = []
+    for now, worker in ((1, "jobs-1"), (2, "jobs-2")):
+        script.ready(now, worker)
+        states.append(script.group().state)
+    for now, worker in ((3, "jobs-1"), (4, "jobs-2")):
+        script.left(now, worker)
+        states.append(script.group().state)
+    assert states == ["starting", "ready", "ready", "finished"]
+    assert script.group().count == 2
+
+
+def test_nobody_is_finished_in_a_group_without_places() -> None:
+    """Nor when a place lacks somebody whom it wants."""
+    script = Script(group(count=0), group("other", count=2, restart=Restart.ON_FAILURE))
+    script.ready(1, "other-1", "other-2")
+    script.left(2, "other-1")
+    script.crashed(3, "other-2")
+    assert [found.state for found in script.snapshot().groups] == ["ready", "degraded"]
+
+
 # --- spawns that come to nothing ------------------------------------------------------------------
 
 
@@ -279,6 +302,24 @@ def test_an_application_that_kills_its_template_fails_its_group() -> None:
     actions = script.at(1, ev.WorkerNotBorn("jobs-2", "its template died", by_application=True))
 
     assert brief(actions) == ["worker.not_spawned jobs-2", "group.failed jobs-2"]
+    assert script.group().failure.endswith("the last was jobs-2 (its template died)")
+
+
+def test_starts_that_fail_slowly_fail_the_group_like_those_that_fail_at_once() -> None:
+    """The window does not go on while they are waited for, be that longer than the window."""
+    script = Script(group(ready_timeout=70.0, max_restarts=2, window=60.0))
+    for number in (1, 2, 3):
+        due = script.fleet.next_deadline()
+        assert due is not None
+        assert brief(script.tick(due)) == [f"Kill jobs-{number}"]
+        late = script.at(due + 1, ev.WorkerNotBorn(f"jobs-{number}", "it was importing"))
+        due = script.fleet.next_deadline()
+        assert due is not None
+        script.tick(due)
+    assert brief(late)[-1] == "group.failed jobs-3"
+    assert script.group().failure.endswith(
+        "jobs-3 (it was not spawned within 70 s: it was importing)"
+    )
 
 
 def test_who_is_not_spawned_in_time_is_given_up_and_tried_again() -> None:
@@ -367,7 +408,8 @@ def test_one_failure_more_than_allowed_fails_the_group() -> None:
         "group": "jobs",
         "pid": 1002,
         "generation": 1,
-        "reason": "2 failures within 60 s, at most 1 are allowed; the last was jobs-2",
+        "reason": "2 failures within 60 s, at most 1 are allowed; the last was jobs-2 "
+        "(it ended with signal 11)",
         "cause": "crashed",
         "next_try_seconds": 27.0,
     }
@@ -403,7 +445,9 @@ def test_a_failure_that_is_never_restarted_fails_the_group() -> None:
     script.ready(1, "jobs-1")
 
     assert brief(script.crashed(2, "jobs-1")) == ["worker.exited jobs-1", "group.failed jobs-1"]
-    assert script.group().failure == "jobs-1 failed, and is not to be restarted"
+    assert script.group().failure == (
+        "jobs-1 failed, and is not to be restarted (it ended with signal 11)"
+    )
     assert script.fleet.next_deadline() is None
     assert brief(script.at(3, ev.StopRequested("SIGTERM")))[-1] == "Finish 1"
 

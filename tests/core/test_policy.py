@@ -91,6 +91,18 @@ def test_a_failure_that_is_a_whole_window_old_does_not_count() -> None:
     assert failures.count_failure(policy, 119.999)
 
 
+def test_the_window_does_not_go_on_while_a_failure_is_waited_for() -> None:
+    """Nor is any failure moved into the future by those that were waited for at the same time."""
+    policy, failures = RestartPolicy(max_restarts=3, window=10.0), Intensity()
+    assert not failures.count_failure(policy, 40.0, 40.0)
+    assert not failures.count_failure(policy, 40.0, 40.0)
+    assert failures.times == [40.0, 40.0]
+    assert not failures.count_failure(policy, 85.0, 40.0)
+    assert failures.times == [80.0, 80.0, 85.0]
+    assert failures.count_failure(policy, 128.0, 40.0)
+    assert not failures.count_failure(policy, 200.0, 1.0)
+
+
 def test_with_none_allowed_the_first_is_too_many() -> None:
     """`max_restarts = 0` gives no second chance."""
     assert Intensity().count_failure(RestartPolicy(max_restarts=0), 0.0)

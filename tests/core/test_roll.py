@@ -352,6 +352,90 @@ def test_jobs_that_have_done_what_they_were_for_are_not_run_again_by_a_reload() 
     assert "Spawn web-2" in brief(script.at(21, reload(3, web(1))))
 
 
+def finished() -> Script:
+    """Return a script in which both workers of a group have ended well at 11."""
+    script = serving(web(2, restart=Restart.NEVER))
+    script.left(11, "web-1", "web-2")
+    assert script.group("web").state == "finished"
+    return script
+
+
+def test_a_restart_runs_again_what_has_finished() -> None:
+    """All at once, and it is done when they have proved themselves."""
+    script = finished()
+    assert brief(script.at(20, ev.RestartRequested("web"))) == ["Spawn web-3", "Spawn web-4"]
+    assert script.group("web").state == "starting"
+    script.ready(21, "web-3", "web-4")
+    assert brief(script.tick(22)) == ["restart.done"]
+    assert script.group("web").state == "ready"
+    script.left(30, "web-3", "web-4")
+    assert (script.group("web").state, script.fleet.next_deadline()) == ("finished", None)
+
+
+def test_a_restart_of_what_ends_at_once_is_done_when_it_has_ended_well() -> None:
+    """Ready or not: it has done what it was for, and nobody is to follow."""
+    script = finished()
+    script.at(20, ev.RestartRequested("web"))
+    script.ready(21, "web-3")
+    script.registered(21, "web-4")
+    script.at(21.1, ev.WorkerDrained("web-4"))
+    assert "restart.done" not in brief(script.left(21.2, "web-3"))
+    done = script.at(21.3, ev.WorkerExited("web-4", code=0))
+    assert brief(done)[-1] == "restart.done"
+    assert script.group("web").state == "finished"
+    assert script.tick(100) == []
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_restart_of_what_has_finished_that_fails_leaves_it_finished(drained: bool) -> None:
+    """It is said why; nobody tries it again, since nobody has asked for that."""
+    script = finished()
+    script.at(20, ev.RestartRequested("web"))
+    script.registered(21, "web-3", "web-4")
+    if drained:
+        script.at(21, ev.WorkerDrained("web-3"))
+    script.at(22, ev.WorkerExited("web-3", code=3))
+    done = script.left(23, "web-4")
+    assert fields_of("restart.failed", done)["error"] == "it ended with code 3"
+    assert script.group("web").state == "finished"
+    assert script.tick(100) == []
+
+
+def test_a_restart_of_a_group_of_which_some_have_finished_is_one_of_all() -> None:
+    """Who serves is replaced first; the place that was done is filled again afterwards."""
+    script = serving(web(2, restart=Restart.NEVER, min_ready_time=0.0))
+    script.left(11, "web-1")
+    assert script.group("web").state == "ready"
+    assert brief(script.at(20, ev.RestartRequested("web"))) == ["Spawn web-3"]
+    assert "worker.cancelled web-2" in brief(script.ready(21, "web-3"))
+    assert brief(script.left(22, "web-2"))[-1] == "Spawn web-4"
+    assert brief(script.ready(23, "web-4"))[-1] == "restart.done"
+
+
+def test_new_code_that_ends_well_where_somebody_serves_does_not_take_the_place() -> None:
+    """It may be a mistake, and then all who serve would be replaced by nobody."""
+    spec = web(1, restart=Restart.ON_FAILURE)
+    script = serving(spec)
+    script.at(20, reload(2, spec))
+    script.registered(21, "web-2")
+    end = script.left(22, "web-2")
+    assert fields_of("reload.rolled_back", end)["error"] == (
+        "it returned before it had proved itself"
+    )
+
+
+def test_a_job_that_a_reload_brings_may_end_at_once() -> None:
+    """As it may at a start."""
+    once = group("once", 1, restart=Restart.NEVER)
+    script = serving(web(1, min_ready_time=0.0))
+    script.at(20, reload(2, web(1, min_ready_time=0.0), once))
+    script.ready(21, "web-2")
+    script.left(22, "web-1")
+    script.registered(23, "once-1")
+    assert brief(script.left(24, "once-1"))[-2:] == ["reload.done", "Retire 1"]
+    assert script.group("once").state == "finished"
+
+
 def test_a_first_start_of_broken_code_is_mended_by_a_reload() -> None:
     """The fleet is ready with the new code, and says so once."""
     script = Script(web(1))

@@ -48,8 +48,10 @@ def test_a_start_names_what_has_to_run_before_the_others():
     script.ready(1.0, "migrate-1")
     script.tick(4.0)
     assert said(script) == (
-        "starting, 4 s: 0 of 2 ready; first migrate-1 has to end well, 4 s by now"
+        "starting, 4 s: 0 of 2 ready; first migrate-1 has to end well, 4 s by now, 30 s at most"
     )
+    script.tick(30.0)
+    assert said(script) == "starting, 30 s: 0 of 2 ready; migrate-1 is told to end, 30 s left"
 
 
 def test_a_start_says_when_a_group_is_tried_again_and_that_it_has_failed():

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from supervisor import metrics as module
 from supervisor import protocol
+from supervisor.core.causes import Outage
 from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot
 from supervisor.exposition import exposition
 from supervisor.health import readiness
@@ -41,7 +42,7 @@ PROMISED = {
 }
 VALUES = {
     ("supervisor_workers", "state"): "starting ready draining drained exited failed",
-    ("supervisor_group_state", "state"): "starting ready degraded waiting failed",
+    ("supervisor_group_state", "state"): "starting ready degraded waiting failed finished",
     ("supervisor_worker_restarts_total", "reason"): "exited failed killed hung recycled rolled",
     ("supervisor_jobs_total", "outcome"): "done failed cancelled",
     ("supervisor_reloads_total", "outcome"): "done rejected rolled_back",
@@ -368,8 +369,8 @@ def fleet(state="ready", *groups):
     return FleetSnapshot(state, 1, groups, (), (), None)
 
 
-def group(name="web", *, ready=2, state="ready", failure="", finished=0):
-    return GroupSnapshot(name, 2, ready, state, 0, failure, None, finished)
+def group(name="web", *, ready=2, state="ready", failure="", finished=0, count=2, **more):
+    return GroupSnapshot(name, count, ready, state, 0, failure, None, finished, **more)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,12 @@ def group(name="web", *, ready=2, state="ready", failure="", finished=0):
         ("starting", group(), ["the supervisor is starting"]),
         ("ready", group(ready=1, state="degraded"), ["group web: 1 of 2 ready"]),
         ("ready", group(state="failed", failure="too often"), ["group web has failed: too often"]),
-        ("starting", group(ready=0, state="waiting"), ["group web waits for a dependency"]),
+        (
+            "starting",
+            group(ready=0, state="waiting", waiting_for=Outage("main", "refused")),
+            ["group web waits for a dependency: pool main"],
+        ),
+        ("ready", group(ready=0, state="finished", finished=2), []),
         ("stopping", group(), ["the supervisor is stopping"]),
     ],
 )
@@ -390,3 +396,12 @@ def test_readiness_is_every_groups_count_and_says_what_lacks(state, found, reaso
     is_ready, answer = readiness(fleet(state, found))
     assert is_ready is (not reasons)
     assert answer == {"state": state, "reasons": reasons}
+
+
+def test_who_waits_for_a_migration_says_for_which():
+    """Those that have ended are not waited for; the migration itself lacks nothing."""
+    web = group(ready=0, state="waiting")
+    done = group("create", ready=0, state="finished", finished=1, count=0, before=True)
+    runs = group("migrate", ready=0, state="starting", count=1, before=True)
+    _, answer = readiness(fleet("starting", web, done, runs))
+    assert answer["reasons"] == ["group web waits for migrate"]

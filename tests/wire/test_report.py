@@ -70,6 +70,20 @@ def test_a_group_that_waits_says_for_what() -> None:
     ]
 
 
+def test_a_group_says_what_of_it_has_finished_and_what_the_others_wait_for() -> None:
+    """Those that have all finished say so by their state."""
+    shown = lines(
+        web=group("ready", finished=1, ends_in_seconds=None),
+        once=group("finished", finished=1, ends_in_seconds=None),
+        migrate=group("starting", finished=0, ends_in_seconds=59.4),
+    )
+    assert [line.split()[4:] for line in shown if line.split()[2:3] == ["0/1"]] == [
+        ["1", "finished"],
+        [],
+        ["the", "others", "wait", "for", "it,", "59", "s", "at", "most"],
+    ]
+
+
 def test_what_a_worker_did_before_the_stop_has_no_time_in_it() -> None:
     """One that was being replaced already had acknowledged: before, not after -2.8 s."""
     outcome = Outcome("web-1", -2.8, 0.004, 0.012, "", {})
