@@ -48,11 +48,24 @@ class Template:
         loaded: it has imported that, and forks.
         folders: where the modules came from, once it is loaded.
         waiting: forks that were asked for before that: worker and frame.
+        hopes: those who waited when the first of them was given up; None: nobody has been.
+        given_up: why it was ended although somebody waited for it, "" where it was not.
         outbox: frames that its socket could not take yet, each with a descriptor to be handed over
             (or -1) and the sockets of which copies go along.
     """
 
-    __slots__ = ("control", "folders", "loaded", "outbox", "pid", "pidfd", "recipe", "waiting")
+    __slots__ = (
+        "control",
+        "folders",
+        "given_up",
+        "hopes",
+        "loaded",
+        "outbox",
+        "pid",
+        "pidfd",
+        "recipe",
+        "waiting",
+    )
 
     def __init__(self, pid: int, control: socket.socket) -> None:
         self.pid = pid
@@ -62,6 +75,8 @@ class Template:
         self.loaded = False
         self.folders: tuple[str, ...] = ()
         self.waiting: list[tuple[str, bytes]] = []
+        self.hopes: set[str] | None = None
+        self.given_up = ""
         self.outbox: deque[tuple[bytes, int, tuple[socket.socket, ...]]] = deque()
 
 

@@ -764,7 +764,9 @@ class Supervisor:
                         patience=action.patience,
                     )
                 case ac.Kill():
-                    self._processes.kill(action.worker)
+                    not_born = self._processes.kill(action.worker)
+                    if not_born is not None:
+                        self._handle(not_born)
                 case ac.MeasureMemory():
                     workers = self._fleet.snapshot().workers
                     self._handle(ev.MemoryMeasured({each.id: rss(each.pid) for each in workers}))

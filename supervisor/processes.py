@@ -211,17 +211,40 @@ class Processes:
         if child is not None and child.pidfd >= 0:
             _signal(child.pidfd, signal.SIGTERM)
 
-    def kill(self, worker: str) -> None:
-        """SIGKILL to the worker and its process group; of an unborn one, to its template."""
+    def kill(self, worker: str) -> ev.WorkerNotBorn | None:
+        """SIGKILL to the worker and its process group; of an unborn one, to its template.
+
+        Not while others wait for the same import who have the time for it: then it is only not
+        waited for any more.
+
+        Returns:
+            That it was not born, where that is known at once.
+        """
         child = self._children.get(worker)
         if child is None:
-            return
+            return None
         if child.pid:
             if child.code is None and child.signal is None:
                 _signal(child.pidfd, signal.SIGKILL)
             _kill_group(child.pid)
         else:
-            _signal(child.template.pidfd, signal.SIGKILL)
+            return self._give_up(child)
+        return None
+
+    def _give_up(self, child: _Child) -> ev.WorkerNotBorn | None:
+        template = child.template
+        why = _why_not_spawned(template)
+        others = {worker for worker, _ in template.waiting} - {child.worker}
+        # Those who came later do not count: an import that hangs has an end.
+        template.hopes = others if template.hopes is None else template.hopes & others
+        if template.hopes and not template.loaded:
+            template.waiting = [each for each in template.waiting if each[0] != child.worker]
+            del self._children[child.worker]
+            self._release(child)
+            return ev.WorkerNotBorn(child.worker, why)
+        template.given_up = template.given_up or why
+        _signal(template.pidfd, signal.SIGKILL)
+        return None
 
     def take_stacks(self, worker: str, now: float) -> ev.StacksTaken | None:
         """Ask the worker's process for the stack of every thread, whatever its code is doing.
@@ -454,13 +477,16 @@ class Processes:
             return
         self._fallen.append(template.pid)
         yield TemplateDied(template.pid, how)
-        why = f"the template ended with {how} while it imported the application"
+        why = (
+            template.given_up or f"the template ended with {how} while it imported the application"
+        )
         blamed: set[str] = set()  # one death is one failure, however many workers waited for it
         for worker, _ in unsent:
             child = self._children.pop(worker, None)
             if child is not None:
                 self._release(child)
-                yield ev.WorkerNotBorn(worker, why, by_application=child.group not in blamed)
+                is_to_blame = child.group not in blamed and not template.given_up
+                yield ev.WorkerNotBorn(worker, why, by_application=is_to_blame)
                 blamed.add(child.group)
         if was_loaded and recipe is not None:
             with contextlib.suppress(SpawnError):  # else it is launched with the next worker
@@ -541,7 +567,9 @@ class Processes:
         del self._children[child.worker]
         self._release(child)
         why = (
-            data[1:].decode(errors="replace") or "its template or midwife ended before it was born"
+            data[1:].decode(errors="replace")
+            or child.template.given_up
+            or "its template or midwife ended before it was born"
         )
         yield ev.WorkerNotBorn(child.worker, why)
 
@@ -764,6 +792,18 @@ _STATES = {
 
 def _why_no_stacks(pid: int) -> str:
     return _STATES.get(_state_of(pid), "it wrote none: its SIGUSR2 is blocked or taken over")
+
+
+def _why_not_spawned(template: Template) -> str:
+    """Say what a template does that has not made a worker in time."""
+    if _state_of(template.pid) in _HALTS:
+        return "its template was stopped (SIGSTOP, or a debugger)"
+    if template.loaded:
+        return "its template did not fork it"
+    return (
+        "its template was still importing the application; "
+        "where that takes so long, raise ready_timeout"
+    )
 
 
 def _how(ended: os.waitid_result) -> str:

@@ -76,8 +76,9 @@ class TakeStacks:
 class Kill:
     """SIGKILL to the worker's whole process group. Answered by WorkerExited.
 
-    Of a worker that is not born yet: give up whatever should have made it. That is answered by
-    WorkerNotBorn, or by WorkerBorn where it came first after all.
+    Of a worker that is not born yet: wait for it no more, and give up whatever should have made it
+    if nobody else waits for that. Answered by WorkerNotBorn, or by WorkerBorn where it came first
+    after all.
     """
 
     worker: str

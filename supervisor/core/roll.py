@@ -218,7 +218,7 @@ class Roll:
                 continue
             if move.successor.state is State.SUSPECT:
                 move.proved_at = NEVER  # it never will: but first its stacks are to come
-            elif _may_have_done_it(move):
+            elif move.successor.state is State.ABANDONED or _may_have_done_it(move):
                 move.proved_at = NEVER  # how it ends will tell
             elif move.successor.state not in _PROMISING:
                 self._successor_failed(move, _why_not(move.successor), now)

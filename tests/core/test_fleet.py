@@ -308,6 +308,7 @@ def test_an_application_that_kills_its_template_fails_its_group() -> None:
 def test_starts_that_fail_slowly_fail_the_group_like_those_that_fail_at_once() -> None:
     """The window does not go on while they are waited for, be that longer than the window."""
     script = Script(group(ready_timeout=70.0, max_restarts=2, window=60.0))
+    late: list[ac.Action] = []
     for number in (1, 2, 3):
         due = script.fleet.next_deadline()
         assert due is not None

@@ -215,6 +215,17 @@ def test_a_successor_that_cannot_be_spawned_ends_the_roll(by_application: bool) 
     assert brief(script.tick(100)) == []
 
 
+def test_a_successor_that_is_not_spawned_in_time_says_what_kept_it() -> None:
+    """That is known when it has been given up, a moment later."""
+    script = serving(web(1, ready_timeout=5.0))
+    script.at(20, reload(2, web(1, ready_timeout=5.0)))
+    assert brief(script.tick(25)) == ["Kill web-2"]
+    end = script.at(25, ev.WorkerNotBorn("web-2", "it was importing"))
+    assert fields_of("reload.rolled_back", end)["error"] == (
+        "it was not spawned within 5 s: it was importing"
+    )
+
+
 def third_fails() -> Script:
     """Return a script in which two of three have been replaced at 30, and the third has failed."""
     script = serving(web(3, min_ready_time=0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +69,20 @@ def test_ready_is_said_once_when_every_group_is_complete():
     assert told.turn() == ("READY=1", "STATUS=2 of 2 workers ready, generation 1")
     told.tick(3.0)
     assert told.turn() == ()
+
+
+def test_a_migration_has_its_own_time():
+    """The service manager is asked for what is left of it, and for a step beside."""
+    migrate = replace(group("migrate", ready_timeout=600.0), before=True)
+    told = Told(pair(), migrate)
+
+    more = f"EXTEND_TIMEOUT_USEC={int((600 + PATIENCE + STOP_SLACK) * 1_000_000)}"
+    assert told.turn()[-1] == more
+    told.registered(10.0, "migrate-1")
+    assert told.turn() == ()
+    told.left(20.0, "migrate-1")
+    told.ready(30.0, "jobs-1")
+    assert told.turn()[-1] == MORE
 
 
 def test_a_start_that_gets_nowhere_has_no_more_time():

@@ -507,6 +507,43 @@ def test_a_migration_that_fails_at_the_start_ends_it_with_1(tmp_path):
         assert not supervised.events("worker.spawned", group="web")
 
 
+def test_a_migration_that_does_not_end_is_ended_and_the_start_fails(tmp_path):
+    """At its `ready_timeout`, like in a stop: SIGTERM first, SIGKILL to who is deaf to it."""
+    code = "trap '' TERM; echo deaf; while :; do sleep 60; done"
+    config = program("web", "sleep", "60")
+    config += program("migrate", *SH, code, before=True, ready_timeout="500ms")
+    with Supervised(tmp_path, config, supervisor='grace = "500ms"') as supervised:
+        said(supervised, "migrate-1", "deaf")
+        assert supervised.wait() == 1
+    too_late = "did not end within 0.5 s"
+    assert supervised.event("worker.cancelled", worker="migrate-1")["cause"] == too_late
+    assert supervised.event("worker.killed", worker="migrate-1")
+    assert too_late in supervised.event("group.failed", group="migrate")["reason"]
+    assert not supervised.events("worker.spawned", group="web")
+
+
+def test_what_has_finished_can_be_started_again(tmp_path):
+    """`restart --wait` waits for its good end, and says why it was none."""
+    (tmp_path / "good").touch()
+    config = program("once", *SH, "test -e good", count=2, restart="never")
+    with Supervised(tmp_path, config) as supervised:
+        supervised.ready()
+        wait_until(lambda: _state_of(supervised) == "finished", "both have finished")
+        done = supervised.command("restart", "once", "--wait")
+        assert done.returncode == 0, done.stderr
+        assert len(supervised.events("worker.exited", code=0)) == 4
+        (tmp_path / "good").unlink()
+        done = supervised.command("restart", "once", "--wait")
+        assert done.returncode == 1
+        assert "ended with code 1" in done.stderr
+        assert _state_of(supervised) == "finished"
+        assert supervised.stop() == 0
+
+
+def _state_of(supervised):
+    return supervised.status()["groups"]["once"]["state"]
+
+
 def test_an_import_that_hangs_is_in_no_programs_way(tmp_path):
     """Programs have a template of their own, and what an application sets stays with it."""
     slow = "import os, time\nos.environ['LEAKED'] = 'yes'\ntime.sleep(3600)\n"

@@ -220,7 +220,8 @@ def test_a_hundred_restarts_cost_no_descriptor(tmp_path):
 
 def test_a_template_that_stopped_is_given_up(tmp_path):
     """One that is alive and does nothing (SIGSTOP) is killed after ready_timeout, and replaced."""
-    config = group("idle", "idle", count=2, ready_timeout="500ms", **STORM)
+    # Long enough for a template to boot on a machine that is busy.
+    config = group("idle", "idle", count=2, ready_timeout="3s", **STORM)
     with Supervised(tmp_path, config) as supervised:
         supervised.ready()
         (template,) = supervised.templates()
@@ -230,9 +231,33 @@ def test_a_template_that_stopped_is_given_up(tmp_path):
         supervised.event("template.died", pid=template, how="SIGKILL")
         wait_until(lambda: _is_complete(supervised, 2), "the group is complete again")
         assert supervised.stop() == 0
-    assert supervised.events("worker.exited", worker="idle-2") == [
-        line for line in supervised.events("worker.exited") if line["worker"] == "idle-2"
-    ]
+    why = [line["error"] for line in supervised.events("worker.not_spawned")]
+    assert any("its template was stopped (SIGSTOP" in error for error in why)
+
+
+def test_an_import_that_takes_too_long_for_some_goes_on_for_the_others(tmp_path):
+    """Who has less time fails and is told why; nobody else does. One that nobody has time for ends."""
+    config = group("hasty", "slow:run", ready_timeout="50ms", **STORM)
+    config += group("patient", "slow:run")
+    config += group("alone", "hangs:run", ready_timeout="100ms", max_restarts=0).replace(
+        'run = "hangs:run"', 'run = "hangs:run"\nenv = { ANOTHER = "1" }'
+    )
+    slow = "import time\ntime.sleep(1.5)\n" + AT_IMPORT["good"]
+    hangs = "import time, os\n" + 'if "ANOTHER" in os.environ: time.sleep(3600)\n'
+    modules = {"slow": slow, "hangs": hangs + AT_IMPORT["good"]}
+    with Supervised(tmp_path, config, modules=modules) as supervised:
+        failed = supervised.event("group.failed")
+        supervised.event("worker.ready", worker="patient-1")
+        supervised.signal(signal.SIGQUIT)
+        supervised.wait()
+    assert failed["group"] == "alone"
+    assert (
+        "alone-1 (it was not spawned within 0.1 s: its template was still imp" in failed["reason"]
+    )
+    assert "raise ready_timeout" in failed["reason"]
+    assert not supervised.events("worker.not_spawned", group="patient")
+    (first, *_) = supervised.events("worker.not_spawned", group="hasty")
+    assert "still importing the application" in first["error"]
 
 
 def test_a_template_that_dies_idle_is_replaced_at_once(tmp_path):

@@ -20,7 +20,7 @@ from supervisor.config import (
     load,
     redacted,
 )
-from supervisor.config.settings import APP_OPTIONS, LATER
+from supervisor.config.settings import APP_OPTIONS, BEFORE_TIMEOUT, LATER
 from supervisor.core.policy import Restart
 from supervisor.errors import ConfigError, Problem
 
@@ -425,6 +425,19 @@ def test_what_runs_before_is_never_restarted(read: Read) -> None:
     (group,) = read('[workers.a]\nrun = "a:b"\nbefore = true\n').groups.values()
 
     assert group.policy.restart is Restart.NEVER
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"), [("", BEFORE_TIMEOUT), ('ready_timeout = "2h"\n', 7200.0)]
+)
+def test_what_runs_before_has_a_time_of_its_own_to_its_end(
+    read: Read, line: str, seconds: float
+) -> None:
+    """Much longer than that of others by default, and no step of theirs takes as long."""
+    settings = read(f'[workers.a]\nrun = "a:b"\nbefore = true\n{line}')
+
+    assert settings.groups["a"].ready_timeout == seconds
+    assert settings.longest_step == settings.supervisor.grace
 
 
 def test_a_budget_that_cannot_fit_is_refused_with_the_arithmetic(
