@@ -364,7 +364,8 @@ class Worker:
         self.cause = cause_of(
             failed=self.failed,
             was_ready=Step.READY in self.history,
-            signal=report.signal,
+            # To die of the signal that it was told to end by, for a fault of its own, is that fault.
+            signal=None if did_as_told and self.fault else report.signal,
             is_ours=bool(self.kill_reason),
             by_memory=self.by_memory,
             hung=Step.HUNG in self.history,

@@ -28,6 +28,16 @@ def next_due(script: Script) -> float:
     return due
 
 
+def test_who_is_told_to_end_for_being_late_is_not_killed_by_somebody_else() -> None:
+    """A program dies of the stop signal then: its start has failed, and that is its back-off."""
+    script = Script(group(ready_timeout=5.0, max_restarts=0))
+    script.registered(1, "jobs-1")
+    script.tick(5)
+    done = script.at(6, ev.WorkerExited("jobs-1", signal=15))
+    assert fields_of("worker.exited", done)["cause"] == "startup"
+    assert script.group().cause == "startup"
+
+
 def gave_up(script: Script, now: float, *workers: str, pool: str = "main") -> list[ac.Action]:
     """Let these workers end because this pool cannot connect."""
     return script.at(
