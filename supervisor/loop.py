@@ -35,6 +35,7 @@ from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.fleet import Fleet, Phase, WorkerSnapshot
 from supervisor.core.worker import SUSPECT_STACKS_DUE
+from supervisor.deaths import Deaths
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.examination import Examination, Examinations, dump
 from supervisor.followers import Followers
@@ -147,6 +148,7 @@ class Supervisor:
         self._orphans = Orphans(runtime_dir, time.monotonic())
         self._wait_for_orphans()
         self._tuning = Tuning(self._control.to_worker)
+        self._deaths = Deaths(self._control.to_worker)
         self._started = log.timestamp()
         self._reports = Reports()
         self._examinations = Examinations(
@@ -765,6 +767,8 @@ class Supervisor:
                     )
                 case ac.Kill():
                     self._processes.kill(action.worker)
+                case ac.TellDeath():
+                    self._deaths.tell(action, self._fleet.snapshot().workers)
                 case ac.MeasureMemory():
                     workers = self._fleet.snapshot().workers
                     self._handle(ev.MemoryMeasured({each.id: rss(each.pid) for each in workers}))
@@ -794,6 +798,7 @@ class Supervisor:
                 protocol.application_name(settings.supervisor.name, action.worker, token),
                 terminable(settings, action.group),
             ),
+            deaths=self._deaths.of(action.group),
         )
         self._control.expect(action.worker, token)
         try:

@@ -27,6 +27,7 @@ returned or raised) is not cancelled, but D is set for it all the same: nothing 
 from __future__ import annotations
 
 __all__ = [
+    "CRASHES",
     "NEVER",
     "RECEIPT_DUE",
     "STACKS_DUE",
@@ -60,6 +61,8 @@ SUSPECT_STACKS_DUE = 1.25
 STOP_NOW_GRACE = 0.5
 
 NEVER = float("inf")
+# Signals by which a program ends itself: SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
+CRASHES = frozenset({4, 5, 6, 7, 8, 11, 31})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Step(Enum):
 _LATE_STACKS = "it wrote none in time"
 _NO_WORDS = "it did not answer, and without a hang_timeout nothing is written down"
 _ENDS_SERVICE = (Step.CANCELLED, Step.DRAINED, Step.FAILED)
+_LAST_WORDS = (*_ENDS_SERVICE, Step.KILLED)  # after which an end is no riddle
 _BEFORE_THE_LADDER = (Step.SPAWNED, Step.REGISTERED, Step.READY)
 
 
@@ -142,8 +146,10 @@ class Worker:
         "_stop_signal",
         "_terms",
         "_watched_since",
+        "by_job",
         "by_memory",
         "cause",
+        "crashed_itself",
         "deadline",
         "due",
         "error",
@@ -194,6 +200,8 @@ class Worker:
         self.error = ""  # what its code has raised
         self.failed = False  # settled by its end, as is the cause
         self.cause = Cause.RETURNED
+        self.by_job = False  # it died uninvited with a job in flight, or a job of it hung
+        self.crashed_itself = False  # and nobody from outside did that
         self.by_memory = False  # an OOM kill is accounted for by its end; written by Fleet
         self._outages: dict[str, str] = {}  # pools that cannot connect, and what their drivers say
         self.kill_reason = ""
@@ -351,6 +359,7 @@ class Worker:
         self.history[Step.EXITED] = now
         self.due = NEVER
         did_as_told = Step.CANCELLED in self.history and report.signal == self._stop_signal
+        hung = Step.HUNG in self.history
         died = report.signal is not None and not did_as_told
         self.failed = bool(report.code) or died or bool(self.fault)
         self.cause = cause_of(
@@ -359,9 +368,12 @@ class Worker:
             signal=report.signal,
             is_ours=bool(self.kill_reason),
             by_memory=self.by_memory,
-            hung=Step.HUNG in self.history,
+            hung=hung,
             for_dependency=self.outage is not None,
         )
+        self.by_job = self._died_of_a_job(report)
+        by_itself = report.signal is None or report.signal in CRASHES
+        self.crashed_itself = self.by_job and not hung and by_itself
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
         details = {
             "reason": self.fault,
@@ -373,6 +385,7 @@ class Worker:
             "stacks": report.stacks,
             "has_stacks": self._has_stacks or bool(report.stacks),
             **self._durations(now),
+            "in_flight": told(report.jobs, now),
             "jobs": self.life.get("jobs"),
             "in_stop": self.life.get("in_stop"),
             "pools": self._pools_at_the_end(),
@@ -385,6 +398,12 @@ class Worker:
             uptime_seconds=_round(now - self.spawned_at),
             **{name: value for name, value in details.items() if value},
         )
+
+    def _died_of_a_job(self, report: ev.WorkerExited) -> bool:
+        """Tell whether a job in flight is the only thing known that it can have died of."""
+        if Step.HUNG in self.history:
+            return True
+        return bool(report.jobs) and not any(step in self.history for step in _LAST_WORDS)
 
     def _durations(self, now: float) -> dict[str, float]:
         """Return how long each part of its life took, as far as it has come."""
