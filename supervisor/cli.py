@@ -255,7 +255,7 @@ def reload(config: Path, *, wait: bool) -> None:
     """Re-read FILE and the code, and replace all workers one by one, as SIGHUP does."""
     from supervisor.protocol import Reload
 
-    _roll(config, Reload(), "reload", "", wait=wait)
+    _roll(config, Reload(), "reload", wait=wait)
 
 
 @main.command()
@@ -266,7 +266,7 @@ def restart(config: Path, target: str, *, wait: bool) -> None:
     """Replace the workers of GROUP, or one WORKER, the replacement first."""
     from supervisor.protocol import Restart
 
-    _roll(config, Restart(target), "restart", target, wait=wait)
+    _roll(config, Restart(target), "restart", wait=wait)
 
 
 @main.command()
@@ -280,7 +280,7 @@ def scale(config: Path, size: str, *, wait: bool) -> None:
     group, _, count = size.rpartition("=")
     if not group or not count.isdecimal() or int(count) > MAX_COUNT:
         raise click.BadParameter(f"{size!r} is not GROUP=N", param_hint="GROUP=N")
-    _roll(config, Scale(group, int(count)), "scale", group, wait=wait)
+    _roll(config, Scale(group, int(count)), "scale", wait=wait)
 
 
 def _check_connections(settings: Settings, config: Path) -> None:
@@ -365,7 +365,7 @@ def _remark(text: str, level: str = "info") -> None:
         click.echo(harmless(text, lines=True), err=True)
 
 
-def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bool) -> None:
+def _roll(config: Path, request: FromClient, kind: str, *, wait: bool) -> None:
     """Ask for a roll; with `wait` show how far it is, and fail when it does."""
     from supervisor.rolling import follow
 
@@ -373,7 +373,7 @@ def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bo
         with _shown(f"asking for the {kind}"):
             accepted = client.ask(request)
         if wait:
-            _say(follow(client, kind, target, accepted, sys.stderr))
+            _say(follow(client, kind, accepted, sys.stderr))
 
 
 def _load(config: Path) -> Settings:

@@ -157,6 +157,7 @@ class Supervisor:
             self._processes.take_stacks,
             self._control.to_worker,
         )
+        self._requests = 0  # restarts and scalings that were accepted
         self._asking: list[Answer] = []  # who wants a status
         self._followers = Followers(self._journal, self._control.to_client)
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -483,8 +484,14 @@ class Supervisor:
         if refusal:
             self._refuse(client, refusal)
             return
-        self._control.to_client(client, protocol.Accepted(self._journal.last))
-        self._handle(ev.RestartRequested(target))
+        self._handle(ev.RestartRequested(target, number=self._accepted(client)))
+
+    def _accepted(self, client: bytes) -> int:
+        """Say that a restart or a scaling will be done; return its number."""
+        self._requests += 1
+        accepted = protocol.Accepted(self._journal.last, request=self._requests)
+        self._control.to_client(client, accepted)
+        return self._requests
 
     def _dump_one(self, client: bytes, name: str) -> None:
         worker = self._fleet.worker_of(name)
@@ -509,8 +516,7 @@ class Supervisor:
                 error = f"pools.{pool}.budget: {terms.misfit}"
                 self._control.to_client(client, protocol.Refused(error))
                 return
-        self._control.to_client(client, protocol.Accepted(self._journal.last))
-        self._handle(ev.ScaleRequested(request.group, request.count))
+        self._handle(ev.ScaleRequested(request.group, request.count, self._accepted(client)))
 
     def _refuse(self, client: bytes, error: str) -> None:
         """Answer a request that names what does not exist, or means nothing."""

@@ -701,12 +701,14 @@ class Refused(Message, frozen=True):
 class Accepted(Message, frozen=True):
     """It will be done; what comes of it is in the events after number `after`.
 
-    `is_live`: a reload that is applied without replacing anybody.
+    `is_live`: a reload that is applied without replacing anybody. `request` is the number of a restart
+    or a scaling, which the event of its end has, too.
     """
 
     after: int
     generation: int = 0
     is_live: bool = False
+    request: int = 0
 
 
 ToClient = Answer | EventBatch | Stopping | Accepted | Refused

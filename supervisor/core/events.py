@@ -250,6 +250,7 @@ class RestartRequested:
 
     target: str
     reason: str = "restart"
+    number: int = 0  # tells the end of one request from another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,7 @@ class ScaleRequested:
 
     group: str
     count: int
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
