@@ -86,6 +86,7 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         max_rss=group.max_rss,
         hang_timeout=group.hang_timeout,
         stop_signal=int(signal.Signals[group.stop_signal]),
+        is_program=bool(group.command),
         answers_for_jobs=_answers_for_jobs(group),
         before=group.before,
     )

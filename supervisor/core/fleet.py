@@ -235,6 +235,7 @@ class Fleet:
             now=now,
             outbox=self._outbox,
             reason=reason if slot.births else "",
+            program=spec.policy.restart if spec.is_program else None,
         )
         self._workers[worker.id] = worker
         self._slot_of[worker.id] = slot

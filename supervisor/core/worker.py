@@ -49,6 +49,7 @@ from supervisor.core import events as ev
 from supervisor.core.causes import Cause, Outage, cause_of
 from supervisor.core.jobs import JobSeen, limit_of, told
 from supervisor.core.lifecycle import Decision, State, after_decision, after_report
+from supervisor.core.policy import Restart
 
 # Seconds from cancel to its receipt. It comes from a thread that does nothing else, so after that
 # this thread is taken for dead.
@@ -112,6 +113,7 @@ class Step(Enum):
 
 _LATE_STACKS = "it wrote none in time"
 _NO_WORDS = "it did not answer, and without a hang_timeout nothing is written down"
+_REMEDY = "let it run in the foreground, as with -F, --foreground, --no-daemon or 'daemon off'"
 _ENDS_SERVICE = (Step.CANCELLED, Step.DRAINED, Step.FAILED)
 _LAST_WORDS = (*_ENDS_SERVICE, Step.KILLED)  # after which an end is no riddle
 _BEFORE_THE_LADDER = (Step.SPAWNED, Step.REGISTERED, Step.READY)
@@ -131,6 +133,7 @@ class Worker:
         now: when its spawn was asked for.
         outbox: where actions are put.
         reason: why it takes the place of another one; "" where it does not.
+        program: when it is restarted, where it is the parent of a program; else None.
     """
 
     __slots__ = (
@@ -142,6 +145,7 @@ class Worker:
         "_outages",
         "_outbox",
         "_overdue",
+        "_program",
         "_ready_timeout",
         "_stop_signal",
         "_terms",
@@ -182,7 +186,9 @@ class Worker:
         now: float,
         outbox: list[ac.Action],
         reason: str = "",
+        program: Restart | None = None,
     ) -> None:
+        self._program = program
         self.id = worker_id
         self.group = group
         self.generation = generation
@@ -359,6 +365,7 @@ class Worker:
         self.history[Step.EXITED] = now
         self.due = NEVER
         did_as_told = Step.CANCELLED in self.history and report.signal == self._stop_signal
+        self._look_for_a_daemon(report)
         hung = Step.HUNG in self.history
         died = report.signal is not None and not did_as_told
         self.failed = bool(report.code) or died or bool(self.fault)
@@ -398,6 +405,18 @@ class Worker:
             uptime_seconds=_round(now - self.spawned_at),
             **{name: value for name, value in details.items() if value},
         )
+
+    def _look_for_a_daemon(self, report: ev.WorkerExited) -> None:
+        """Say so where a program has left itself running, and ended to let its caller go on.
+
+        Where it is always restarted that is a failure: it would come up for ever, and never stay.
+        """
+        told_to = Step.CANCELLED in self.history or self.fault
+        if not self._program or told_to or report.code != 0 or not report.leftovers:
+            return
+        self.error = f"it went into the background (left running: {report.leftovers[0]}); {_REMEDY}"
+        if self._program is Restart.ALWAYS:
+            self.fault = "went into the background"
 
     def _died_of_a_job(self, report: ev.WorkerExited) -> bool:
         """Tell whether a job in flight is the only thing known that it can have died of."""
