@@ -43,6 +43,7 @@ from supervisor.generations import Generations
 from supervisor.journal import Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
+from supervisor.lines import Lines
 from supervisor.memory import OomCounter
 from supervisor.orphans import Notes, Orphans
 from supervisor.processes import (
@@ -67,23 +68,6 @@ MONITORING_DESCRIPTORS = 136  # as many connections as `http` allows, and its ow
 LONGEST_WAIT = 3600.0  # seconds of one poll
 MAX_ERROR = 2_500  # characters; a worker's own runtime keeps to less
 MAX_TRACEBACK = 120_000
-
-_LEVELS = {
-    "worker.killed": "error",
-    "worker.failed": "error",
-    "worker.hung": "error",
-    "group.failed": "error",
-    "group.waiting": "warning",
-    "worker.not_spawned": "warning",
-    "pool.leak": "warning",
-    "reload.rejected": "error",
-    "reload.rolled_back": "error",
-    "restart.failed": "error",
-    "scale.failed": "error",
-    "recycle.failed": "error",
-}
-
-_TOLD = ("", "dependency")  # causes of a worker's end that need no warning
 
 
 class Supervisor:
@@ -124,6 +108,7 @@ class Supervisor:
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name, settings.source)
         self._journal = Journal()
+        self._lines = Lines()
         self._oom_counter = OomCounter()
         self._fleet = Fleet(
             group_specs(settings),
@@ -823,11 +808,8 @@ class Supervisor:
         self._journal.append(event)
         if self._spokesman is not None:
             self._spokesman.note(announce)
-        level = _LEVELS.get(announce.event, "info")
-        # A crash says no other word. Who waits for a database is told of by `group.waiting`, once.
-        if announce.event == "worker.exited" and announce.fields.get("cause", "") not in _TOLD:
-            level = "warning"
-        getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
+        level, fields = self._lines.of(announce)
+        getattr(self._log, level)(announce.event, time=event["time"], **fields)
         match announce.event:
             case "worker.exited":
                 self._forget(announce.fields["worker"])

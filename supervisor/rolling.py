@@ -57,9 +57,7 @@ def is_end(event: dict[str, Any], kind: str, accepted: Accepted) -> bool:
     if name == "supervisor.stopping":
         return True
     if kind != "reload":
-        return (
-            name in (_DONE[kind], *_FAILED[kind]) and event.get("request") == accepted.request
-        )
+        return name in (_DONE[kind], *_FAILED[kind]) and event.get("request") == accepted.request
     if accepted.is_live:
         return name == "reload.done" and "applied" in event
     numbers = (event.get("generation"), event.get("failed_generation"))
