@@ -481,7 +481,9 @@ class Supervisor:
     def _dump_one(self, client: bytes, name: str) -> None:
         worker = self._fleet.worker_of(name)
         if worker is None:
-            self._refuse(client, requests.unknown_worker(name, self._fleet.snapshot()))
+            was_there = self._journal.names(name)
+            refusal = requests.unknown_worker(name, self._fleet.snapshot(), was_there=was_there)
+            self._refuse(client, refusal)
             return
         self._dump(worker, lambda found: self._control.to_client(client, protocol.Answer(found)))
 

@@ -470,9 +470,9 @@ class Rolls:
                 roll.kind,
                 self._target,
                 self._number,
-                failure.error,
-                failure.worker,
-                failure.traceback,
+                error=failure.error,
+                worker=failure.worker,
+                traceback=failure.traceback,
             )
         elif roll.was_cut_short:
             self._announce_failed(roll.kind, self._target, self._number, error=_SUPERSEDED)
@@ -489,6 +489,7 @@ class Rolls:
         kind: str,
         target: str,
         number: int,
+        *,
         error: str,
         worker: str = "",
         traceback: str = "",
