@@ -23,6 +23,7 @@ from supervisor.core.budget import Tell
 from supervisor.core.fleet import GroupSpec
 from supervisor.processes import Recipe
 
+JOBS = "workers.jobs:run"  # what counts in its table how often a job has ended its worker
 SERVER = "workers.web:serve"  # what runs an application
 
 
@@ -85,8 +86,14 @@ def _group_spec(name: str, group: GroupSettings) -> GroupSpec:
         max_rss=group.max_rss,
         hang_timeout=group.hang_timeout,
         stop_signal=int(signal.Signals[group.stop_signal]),
+        is_program=bool(group.command),
+        answers_for_jobs=_answers_for_jobs(group),
         before=group.before,
     )
+
+
+def _answers_for_jobs(group: GroupSettings) -> bool:
+    return group.run == JOBS
 
 
 def allowances_wanted(settings: Settings, group: str) -> dict[str, int]:
@@ -122,6 +129,7 @@ def assignment(
     token: str,
     endpoint: str,
     allowances: Mapping[str, Tell],
+    deaths: tuple[protocol.Death, ...] = (),
 ) -> protocol.Assignment:
     """Return all that one new worker is told; `allowances` are its first ones, by pool."""
     rules = settings.groups[group]
@@ -137,7 +145,8 @@ def assignment(
         abort_margin=settings.supervisor.abort_margin,
         log_format=settings.log.format,
         log_level=settings.log.level,
-        is_watched=rules.hang_timeout > 0.0,
+        is_watched=rules.hang_timeout > 0.0 or _answers_for_jobs(rules),
+        deaths=deaths,
         options=command_options(settings, rules) if rules.command else rules.options,
         pools={name: _pool(settings, name, allowances.get(name)) for name in rules.pools},
         app=rules.app,

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import click
 
 from supervisor import systemd
 from supervisor.errors import ConfigError, SupervisorError, UsageError
+from supervisor.plain import counted
 
 if TYPE_CHECKING:
     from supervisor.client import Client
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 IMPORT_TIMEOUT = 60.0  # seconds for each entry point of `check --import`
 MAX_COUNT = 10_000  # workers of a group, as in the configuration
+MAX_DIGITS = 18  # of such a number, which `int` has to read
 LAST_LINES = 1.0  # seconds that a log which nobody reads may keep the end of a start
 STOP_MARGIN = 10.0  # seconds after its deadline in which a supervisor must have gone
 
@@ -56,9 +59,24 @@ def run(spare: Template | None) -> NoReturn:
         code = exc.exit_code
     except SupervisorError as exc:
         code = _complain(exc)
+    except OSError as exc:
+        if not _is_of_output(exc):
+            raise
+        code = 0 if isinstance(exc, BrokenPipeError) else _complain(_unwritable(exc))
     _flush()
     # Nothing is left to clean up, and finalizing an interpreter takes longer than most commands.
     os._exit(code)
+
+
+def _is_of_output(exc: OSError) -> bool:
+    """Tell whether it was raised by click itself, which writes the help and the version."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "click"
+
+
+def _unwritable(exc: OSError) -> SupervisorError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
+    return SupervisorError(f"the output cannot be written: {exc.strerror}")
 
 
 def _complain(exc: SupervisorError) -> int:
@@ -71,6 +89,22 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+
+
+def _completes(*, workers: bool, groups: bool = False, suffix: str = "") -> dict[str, Any]:
+    """Return the keyword of an argument that a shell completes with names from the configuration."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        from supervisor import completion
+
+        config = ctx.params.get("config")
+        if config is None:  # -c has not been typed yet: there is nothing to ask
+            return []
+        found = [f"{name}{suffix}" for name in completion.groups(config)] if groups else []
+        found += completion.workers(config) if workers else []
+        return [name for name in found if name.startswith(incomplete)]
+
+    return {"shell_complete": complete}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,8 +136,8 @@ def check(config: Path, *, import_: bool, connect: bool) -> None:
         _check_connections(settings, config)
     workers = sum(group.count for group in settings.groups.values())
     _say(
-        f"{config}: good. {_count(len(settings.groups), 'group')}, {_count(workers, 'worker')}, "
-        f"{_count(len(settings.pools), 'pool')}."
+        f"{config}: good. {counted(len(settings.groups), 'group')}, {counted(workers, 'worker')}, "
+        f"{counted(len(settings.pools), 'pool')}."
     )
 
 
@@ -206,7 +240,7 @@ def events(config: Path, *, follow: bool) -> None:
 
 @main.command()
 @_config
-@click.argument("worker", metavar="WORKER")
+@click.argument("worker", metavar="WORKER", **_completes(workers=True))
 def why(config: Path, worker: str) -> None:
     """Tell the story of a WORKER, also of one that is gone, from its spawn to its end."""
     from supervisor.story import tell
@@ -255,32 +289,34 @@ def reload(config: Path, *, wait: bool) -> None:
     """Re-read FILE and the code, and replace all workers one by one, as SIGHUP does."""
     from supervisor.protocol import Reload
 
-    _roll(config, Reload(), "reload", "", wait=wait)
+    _roll(config, Reload(), "reload", wait=wait)
 
 
 @main.command()
 @_config
 @_wait
-@click.argument("target", metavar="GROUP|WORKER")
+@click.argument("target", metavar="GROUP|WORKER", **_completes(groups=True, workers=True))
 def restart(config: Path, target: str, *, wait: bool) -> None:
     """Replace the workers of GROUP, or one WORKER, the replacement first."""
     from supervisor.protocol import Restart
 
-    _roll(config, Restart(target), "restart", target, wait=wait)
+    _roll(config, Restart(target), "restart", wait=wait)
 
 
 @main.command()
 @_config
 @_wait
-@click.argument("size", metavar="GROUP=N")
+@click.argument("size", metavar="GROUP=N", **_completes(groups=True, workers=False, suffix="="))
 def scale(config: Path, size: str, *, wait: bool) -> None:
     """Have N workers in GROUP, until the next reload."""
     from supervisor.protocol import Scale
 
     group, _, count = size.rpartition("=")
-    if not group or not count.isdecimal() or int(count) > MAX_COUNT:
+    if not group or not count.isdecimal():
         raise click.BadParameter(f"{size!r} is not GROUP=N", param_hint="GROUP=N")
-    _roll(config, Scale(group, int(count)), "scale", group, wait=wait)
+    if len(count) > MAX_DIGITS or int(count) > MAX_COUNT:
+        raise click.BadParameter(f"a group has 0 to {MAX_COUNT} workers", param_hint="GROUP=N")
+    _roll(config, Scale(group, int(count)), "scale", wait=wait)
 
 
 def _check_connections(settings: Settings, config: Path) -> None:
@@ -288,7 +324,7 @@ def _check_connections(settings: Settings, config: Path) -> None:
     from supervisor.connections import check_connections, misfits
     from supervisor.report import connections_table
 
-    with _shown(f"asking {_count(len(settings.pools), 'server')}"):
+    with _shown(f"asking {counted(len(settings.pools), 'server')}"):
         checks = check_connections(settings)
     _say(connections_table(checks))
     problems = misfits(settings, checks)
@@ -304,7 +340,7 @@ def _check_connections(settings: Settings, config: Path) -> None:
 @main.command()
 @_config
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.argument("worker", metavar="WORKER")
+@click.argument("worker", metavar="WORKER", **_completes(workers=True))
 def dump(config: Path, worker: str, *, as_json: bool) -> None:
     """Show what WORKER is doing, also when it hangs.
 
@@ -335,10 +371,10 @@ def _say(text: str) -> None:
     try:
         click.echo(harmless(text, lines=True))
     except OSError as exc:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
+        unwritable = _unwritable(exc)
         if isinstance(exc, BrokenPipeError):
             raise click.exceptions.Exit(0) from exc
-        raise SupervisorError(f"the output cannot be written: {exc.strerror}") from exc
+        raise unwritable from exc
 
 
 @contextlib.contextmanager
@@ -365,7 +401,7 @@ def _remark(text: str, level: str = "info") -> None:
         click.echo(harmless(text, lines=True), err=True)
 
 
-def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bool) -> None:
+def _roll(config: Path, request: FromClient, kind: str, *, wait: bool) -> None:
     """Ask for a roll; with `wait` show how far it is, and fail when it does."""
     from supervisor.rolling import follow
 
@@ -373,7 +409,7 @@ def _roll(config: Path, request: FromClient, kind: str, target: str, *, wait: bo
         with _shown(f"asking for the {kind}"):
             accepted = client.ask(request)
         if wait:
-            _say(follow(client, kind, target, accepted, sys.stderr))
+            _say(follow(client, kind, accepted, sys.stderr))
 
 
 def _load(config: Path) -> Settings:
@@ -441,7 +477,7 @@ def _greeting(settings: Settings, config: Path, seconds: float) -> str:
         try_next.append((f"{at}python -m workers.jobs counts -c {file}", "how far it is"))
     width = max(len(command) for command, _ in try_next)
     lines = [f"  {command:{width}}   # {what}" for command, what in try_next]
-    are_ready = f"{_count(workers, 'worker')} in {seconds:.1f} s"
+    are_ready = f"{counted(workers, 'worker')} in {seconds:.1f} s"
     return "\n".join(
         [
             "",
@@ -464,7 +500,3 @@ def _folder_to_name() -> str:
         return ""
     near = os.path.relpath(ours)
     return shlex.quote(f"{ours if near.startswith('..') else near}/")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

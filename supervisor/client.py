@@ -6,6 +6,8 @@ __all__ = ["Client"]
 
 import contextlib
 import fcntl
+import glob
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -148,7 +150,28 @@ class Client:
             os.close(lock)
 
     def _none(self, runtime_dir: Path) -> NoSupervisorError:
-        return NoSupervisorError(
-            f"no supervisor named {self._name!r} runs here (looked in {runtime_dir}); "
-            "start one with `supervisor start -c FILE`"
+        other = _another_users(runtime_dir, self._name)
+        remedy = (
+            f"there is {other}, of uid {other.stat().st_uid}: ask as that user, or with"
+            f" RUNTIME_DIRECTORY={other}"
+            if other is not None
+            else "start one with `supervisor start -c FILE`"
         )
+        return NoSupervisorError(
+            f"no supervisor named {self._name!r} runs here (looked in {runtime_dir}); {remedy}"
+        )
+
+
+def _another_users(runtime_dir: Path, name: str) -> Path | None:
+    """Return the folder of a supervisor of that name that somebody else has, if one is to be seen.
+
+    The default folder depends on who asks.
+    """
+    pattern = f"ackvisor-*-{glob.escape(name)}"
+    places = [runtime_dir.parent.glob(pattern)] if runtime_dir.name.startswith("ackvisor-") else []
+    places += [Path("/run/user").glob(f"*/{glob.escape(name)}")]
+    for folder in itertools.chain(*places):
+        with contextlib.suppress(OSError):
+            if folder != runtime_dir and folder.is_dir() and folder.stat().st_uid != os.geteuid():
+                return folder
+    return None

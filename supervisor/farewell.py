@@ -9,6 +9,7 @@ from typing import TextIO
 
 from supervisor.client import Client
 from supervisor.errors import NoSupervisorError
+from supervisor.plain import counted
 from supervisor.protocol import FetchEvents, Stopping
 
 NAMED = 3  # outstanding workers that are named
@@ -41,7 +42,8 @@ def show(client: Client, stopping: Stopping, terminal: TextIO) -> None:
                 case "supervisor.stopped":
                     killed = f", killed: {', '.join(event['killed'])}" if event["killed"] else ""
                     terminal.write(
-                        f"\r\x1b[Kstopped: {event['workers']} workers, {event['drained']} drained"
+                        f"\r\x1b[Kstopped: {counted(event['workers'], 'worker')}, "
+                        f"{event['drained']} drained"
                         f"{killed}\n"
                     )
                     return

@@ -45,6 +45,10 @@ class Journal:
         """The number of the newest event, 0 when there is none."""
         return self._last
 
+    def names(self, worker: str) -> bool:
+        """Return whether an event that is still there is about this worker."""
+        return any(event.get("worker") == worker for event in self._ring)
+
     def newest(self, most: int) -> list[dict[str, Any]]:
         """Return the last events, at most so many, oldest first."""
         return list(islice(reversed(self._ring), most))[::-1]

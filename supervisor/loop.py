@@ -35,6 +35,7 @@ from supervisor.core import actions as ac
 from supervisor.core import events as ev
 from supervisor.core.fleet import Fleet, Phase, WorkerSnapshot
 from supervisor.core.worker import SUSPECT_STACKS_DUE
+from supervisor.deaths import Deaths
 from supervisor.errors import ConfigError, Problem, SpawnError, UsageError
 from supervisor.examination import Examination, Examinations, dump
 from supervisor.followers import Followers
@@ -42,6 +43,7 @@ from supervisor.generations import Generations
 from supervisor.journal import Journal
 from supervisor.launch import Template
 from supervisor.lending import Lending
+from supervisor.lines import Lines
 from supervisor.memory import OomCounter
 from supervisor.orphans import Notes, Orphans
 from supervisor.processes import (
@@ -66,23 +68,6 @@ MONITORING_DESCRIPTORS = 136  # as many connections as `http` allows, and its ow
 LONGEST_WAIT = 3600.0  # seconds of one poll
 MAX_ERROR = 2_500  # characters; a worker's own runtime keeps to less
 MAX_TRACEBACK = 120_000
-
-_LEVELS = {
-    "worker.killed": "error",
-    "worker.failed": "error",
-    "worker.hung": "error",
-    "group.failed": "error",
-    "group.waiting": "warning",
-    "worker.not_spawned": "warning",
-    "pool.leak": "warning",
-    "reload.rejected": "error",
-    "reload.rolled_back": "error",
-    "restart.failed": "error",
-    "scale.failed": "error",
-    "recycle.failed": "error",
-}
-
-_TOLD = ("", "dependency")  # causes of a worker's end that need no warning
 
 
 class Supervisor:
@@ -123,6 +108,7 @@ class Supervisor:
         runtime_dir = Path(settings.supervisor.runtime_dir)
         self._runtime_dir = RuntimeDir(runtime_dir, settings.supervisor.name, settings.source)
         self._journal = Journal()
+        self._lines = Lines()
         self._oom_counter = OomCounter()
         self._fleet = Fleet(
             group_specs(settings),
@@ -147,6 +133,7 @@ class Supervisor:
         self._orphans = Orphans(runtime_dir, time.monotonic())
         self._wait_for_orphans()
         self._tuning = Tuning(self._control.to_worker)
+        self._deaths = Deaths(self._control.to_worker)
         self._started = log.timestamp()
         self._reports = Reports()
         self._examinations = Examinations(
@@ -155,6 +142,7 @@ class Supervisor:
             self._processes.take_stacks,
             self._control.to_worker,
         )
+        self._requests = 0  # restarts and scalings that were accepted
         self._asking: list[Answer] = []  # who wants a status
         self._followers = Followers(self._journal, self._control.to_client)
         self._ended: list[ev.WorkerExited] = []  # whose last words have not been heard yet
@@ -481,13 +469,21 @@ class Supervisor:
         if refusal:
             self._refuse(client, refusal)
             return
-        self._control.to_client(client, protocol.Accepted(self._journal.last))
-        self._handle(ev.RestartRequested(target))
+        self._handle(ev.RestartRequested(target, number=self._accepted(client)))
+
+    def _accepted(self, client: bytes) -> int:
+        """Say that a restart or a scaling will be done; return its number."""
+        self._requests += 1
+        accepted = protocol.Accepted(self._journal.last, request=self._requests)
+        self._control.to_client(client, accepted)
+        return self._requests
 
     def _dump_one(self, client: bytes, name: str) -> None:
         worker = self._fleet.worker_of(name)
         if worker is None:
-            self._refuse(client, requests.unknown_worker(name, self._fleet.snapshot()))
+            was_there = self._journal.names(name)
+            refusal = requests.unknown_worker(name, self._fleet.snapshot(), was_there=was_there)
+            self._refuse(client, refusal)
             return
         self._dump(worker, lambda found: self._control.to_client(client, protocol.Answer(found)))
 
@@ -507,8 +503,7 @@ class Supervisor:
                 error = f"pools.{pool}.budget: {terms.misfit}"
                 self._control.to_client(client, protocol.Refused(error))
                 return
-        self._control.to_client(client, protocol.Accepted(self._journal.last))
-        self._handle(ev.ScaleRequested(request.group, request.count))
+        self._handle(ev.ScaleRequested(request.group, request.count, self._accepted(client)))
 
     def _refuse(self, client: bytes, error: str) -> None:
         """Answer a request that names what does not exist, or means nothing."""
@@ -767,6 +762,8 @@ class Supervisor:
                     not_born = self._processes.kill(action.worker)
                     if not_born is not None:
                         self._handle(not_born)
+                case ac.TellDeath():
+                    self._deaths.tell(action, self._fleet.snapshot().workers)
                 case ac.MeasureMemory():
                     workers = self._fleet.snapshot().workers
                     self._handle(ev.MemoryMeasured({each.id: rss(each.pid) for each in workers}))
@@ -796,6 +793,7 @@ class Supervisor:
                 protocol.application_name(settings.supervisor.name, action.worker, token),
                 terminable(settings, action.group),
             ),
+            deaths=self._deaths.of(action.group),
         )
         self._control.expect(action.worker, token)
         try:
@@ -814,11 +812,8 @@ class Supervisor:
         self._journal.append(event)
         if self._spokesman is not None:
             self._spokesman.note(announce)
-        level = _LEVELS.get(announce.event, "info")
-        # A crash says no other word. Who waits for a database is told of by `group.waiting`, once.
-        if announce.event == "worker.exited" and announce.fields.get("cause", "") not in _TOLD:
-            level = "warning"
-        getattr(self._log, level)(announce.event, time=event["time"], **announce.fields)
+        level, fields = self._lines.of(announce)
+        getattr(self._log, level)(announce.event, time=event["time"], **fields)
         match announce.event:
             case "worker.exited":
                 self._forget(announce.fields["worker"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["harmless", "takes_lines_back"]
+__all__ = ["counted", "harmless", "takes_lines_back"]
 
 import re
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _CONTROLS_IN_LINES = re.compile(_CONTROLS.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts: "1 worker", "2 workers"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def harmless(text: str, *, lines: bool = False) -> str:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor import lineage
 from supervisor.core import events as ev
+from supervisor.core.jobs import JobSeen
 from supervisor.errors import SpawnError, WireError
 from supervisor.launch import MAX_FRAME, Template, launch_template
 
@@ -267,9 +268,15 @@ class Processes:
         child = self._children.get(worker)
         if child is None or child.board < 0:
             return None
+        return ev.WorkerSeen(worker, self._seen(child), self.halted(worker))
+
+    def _seen(self, child: _Child) -> tuple[JobSeen, ...]:
+        """Return the jobs on its scoreboard, which outlives it."""
+        if child.board < 0:
+            return ()
         from supervisor import scoreboard
 
-        return ev.WorkerSeen(worker, scoreboard.read(child.board), self.halted(worker))
+        return scoreboard.read(child.board)
 
     def halted(self, worker: str) -> str:
         """Say why a worker's process cannot run at all, "" where it can."""
@@ -622,6 +629,7 @@ class Processes:
         if not child.leftovers:
             del self._children[child.worker]
             stacks = child.black_box.decode(errors="replace") if child.signal is not None else ""
+            seen = self._seen(child)
             self._release(child)
             used = child.used
             yield ev.WorkerExited(
@@ -632,6 +640,7 @@ class Processes:
                 stacks,
                 max_rss_bytes=0 if used is None else used.ru_maxrss * KIB,
                 cpu_seconds=0.0 if used is None else used.ru_utime + used.ru_stime,
+                jobs=seen,
             )
 
     def _kill_leftovers(self, child: _Child) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = [
     "BOARD_BYTES",
     "BOARD_ENTRY",
+    "DEATHS",
     "JOB_SECONDS",
     "OTHER",
     "POOL_SECONDS",
@@ -24,6 +25,7 @@ __all__ = [
     "Assignment",
     "Cancel",
     "CloseReport",
+    "Death",
     "Delayed",
     "Drained",
     "Dump",
@@ -264,6 +266,19 @@ class Load(Message, frozen=True):
     identity: Identity | None = None
 
 
+DEATHS = 32  # of a group that are remembered: the jobs of those before have been taken back
+
+
+class Death(Message, frozen=True):
+    """Another worker of the group has ended with jobs in flight; fields as in `core.actions.TellDeath`."""
+
+    worker: str
+    pid: int
+    code: int | None
+    signal: int | None
+    by_itself: bool
+
+
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """All that a new worker is told: who it is, whom it answers, what it runs, with what.
 
@@ -286,6 +301,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     pools: dict[str, PoolSettings]
     is_watched: bool = False  # its scoreboard waits in the lifeline
+    deaths: tuple[Death, ...] = ()  # of its group, before its time
     app: str = ""
     sockets: tuple[str, ...] = ()
     figures: bool = False
@@ -594,7 +610,7 @@ class EndSessions(Message, frozen=True):
     application_name: str
 
 
-ToWorker = Cancel | Inquire | Examine | Allowance | Tune | EndSessions | Farewell
+ToWorker = Cancel | Inquire | Examine | Allowance | Tune | EndSessions | Death | Farewell
 
 # --- command line to supervisor ----------------------------------------------------------------
 
@@ -685,12 +701,14 @@ class Refused(Message, frozen=True):
 class Accepted(Message, frozen=True):
     """It will be done; what comes of it is in the events after number `after`.
 
-    `is_live`: a reload that is applied without replacing anybody.
+    `is_live`: a reload that is applied without replacing anybody. `request` is the number of a restart
+    or a scaling, which the event of its end has, too.
     """
 
     after: int
     generation: int = 0
     is_live: bool = False
+    request: int = 0
 
 
 ToClient = Answer | EventBatch | Stopping | Accepted | Refused

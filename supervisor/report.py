@@ -12,6 +12,7 @@ from prettytable import PrettyTable, TableStyle
 
 from supervisor.connections import PoolCheck
 from supervisor.core.actions import Finish, Outcome
+from supervisor.plain import counted
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _KIB = 1024
@@ -214,7 +215,7 @@ def stop_summary(finish: Finish) -> str:
     lines += [leak for outcome in outcomes for leak in _leaks(outcome)]
     drained = sum(outcome.drained is not None for outcome in outcomes)
     lines.append(
-        f"stopped: {len(outcomes)} workers, {drained} drained, {len(killed)} killed; "
+        f"stopped: {counted(len(outcomes), 'worker')}, {drained} drained, {len(killed)} killed; "
         f"exit code {finish.exit_code}"
     )
     return "\n".join(lines)

@@ -41,8 +41,10 @@ def scale_refusal(request: protocol.Scale, fleet: FleetSnapshot, settings: Setti
     return ""
 
 
-def unknown_worker(name: str, fleet: FleetSnapshot) -> str:
+def unknown_worker(name: str, fleet: FleetSnapshot, *, was_there: bool = False) -> str:
     """Return that there is no such worker, and which there are where a group was named."""
+    if was_there:
+        return f"{name} has gone; `supervisor why {name}` tells how it ended"
     workers = [worker.id for worker in fleet.workers if worker.group == name]
     hint = f"; {name!r} is a group: name one of {', '.join(workers)}" if workers else ""
     return f"there is no worker named {name!r}{hint}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["follow"]
+__all__ = ["follow", "is_end"]
 
 from typing import Any, TextIO
 
@@ -24,13 +24,12 @@ _FAILED = {
 }
 
 
-def follow(client: Client, kind: str, target: str, accepted: Accepted, terminal: TextIO) -> str:
+def follow(client: Client, kind: str, accepted: Accepted, terminal: TextIO) -> str:
     """Wait for the end of a roll; return what to say of it.
 
     Args:
         client: of the supervisor that has accepted it.
         kind: "reload", "restart" or "scale".
-        target: the group or worker that was named; "" for a reload.
         accepted: the supervisor's answer.
         terminal: where progress is shown, if it is one.
 
@@ -43,7 +42,7 @@ def follow(client: Client, kind: str, target: str, accepted: Accepted, terminal:
         batch = client.ask(FetchEvents(after, follow=True), None)
         after = batch.last
         for event in batch.events:
-            if _is_end(event, kind, target, accepted):
+            if is_end(event, kind, accepted):
                 if shows:
                     terminal.write("\r\x1b[K")
                 return _conclusion(event, kind)
@@ -52,12 +51,13 @@ def follow(client: Client, kind: str, target: str, accepted: Accepted, terminal:
             terminal.flush()
 
 
-def _is_end(event: dict[str, Any], kind: str, target: str, accepted: Accepted) -> bool:
+def is_end(event: dict[str, Any], kind: str, accepted: Accepted) -> bool:
+    """Return whether this event is the end of what was accepted, and not of another one like it."""
     name = event["event"]
     if name == "supervisor.stopping":
         return True
     if kind != "reload":
-        return name in (_DONE[kind], *_FAILED[kind]) and event.get("target") == target
+        return name in (_DONE[kind], *_FAILED[kind]) and event.get("request") == accepted.request
     if accepted.is_live:
         return name == "reload.done" and "applied" in event
     numbers = (event.get("generation"), event.get("failed_generation"))

@@ -95,7 +95,8 @@ def _exited(event: Event) -> str:
     left = f"; killed what it had left behind: {', '.join(leftovers)}" if leftovers else ""
     cause = f"; cause: {event['cause']}" if event.get("cause") else ""
     old = _seconds(event["uptime_seconds"])
-    return f"its process is gone, {_end(event)}, {old} old{cause}{left}"
+    error = f"; {event['error']}" if left and event.get("error") else ""
+    return f"its process is gone, {_end(event)}, {old} old{cause}{left}{error}"
 
 
 def _end(event: Event) -> str:

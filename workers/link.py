@@ -24,6 +24,7 @@ from supervisor.protocol import (
     Acknowledged,
     Allowance,
     Cancel,
+    Death,
     Drained,
     EndSessions,
     Examine,
@@ -69,6 +70,9 @@ class Handler(Protocol):
 
     def ending(self, message: EndSessions) -> None:
         """Another worker was killed, and has left sessions behind."""
+
+    def bereaved(self, message: Death) -> None:
+        """Another worker of the group has ended with jobs in flight."""
 
     def orphaned(self) -> None:
         """The supervisor has died."""
@@ -185,6 +189,8 @@ class Link:
             self._handler.tuned(message)
         elif isinstance(message, EndSessions):
             self._handler.ending(message)
+        elif isinstance(message, Death):
+            self._handler.bereaved(message)
         elif isinstance(message, Farewell):
             self._end()
 

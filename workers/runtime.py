@@ -39,6 +39,7 @@ from supervisor.protocol import (
     Assignment,
     Cancel,
     CloseReport,
+    Death,
     Delayed,
     Drained,
     EndSessions,
@@ -208,6 +209,7 @@ class _Runtime:
             jobs=_scoreboard(lifeline) if assignment.is_watched else None,
             on_delay=lambda seconds: self._link.send(Delayed(seconds)),
             sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
+            deaths=assignment.deaths,
         )
 
     def _in_hand(self) -> dict[str, Any]:
@@ -325,6 +327,10 @@ class _Runtime:
 
         with contextlib.suppress(RuntimeError):  # no thread is to be had
             threading.Thread(target=end, name="ackvisor-sessions", daemon=True).start()
+
+    def bereaved(self, message: Death) -> None:
+        """Remember it, for whoever takes that worker's jobs back."""
+        self._worker.deaths.append(message)
 
     def orphaned(self) -> None:
         """Drain as for a cancel, and be gone by the deadline without anybody's help."""

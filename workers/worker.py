@@ -8,13 +8,14 @@ import math
 import threading
 from _thread import get_ident
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
-from supervisor.protocol import JOB_SECONDS
+from supervisor.protocol import DEATHS, JOB_SECONDS
 from workers.context import Cancelled, Context
 from workers.pool.stacks import thread_name
 from workers.waitgroup import WaitGroup
@@ -22,6 +23,7 @@ from workers.waitgroup import WaitGroup
 if TYPE_CHECKING:
     import socket
 
+    from supervisor.protocol import Death
     from workers.metrics import Metrics
 
 Outcome = Literal["done", "failed", "cancelled"]
@@ -346,6 +348,7 @@ class Worker:
         jobs: Ledger | None = None,
         on_delay: Callable[[float], None],
         sockets: Mapping[str, socket.socket] = MappingProxyType({}),
+        deaths: Iterable[Death] = (),
     ) -> None:
         self.id = id
         self.group = group
@@ -367,6 +370,8 @@ class Worker:
         self.bind: Callable[[Job], object] | None = None  # of jobs to tasks, see `correlation`
         self.tracing: Tracing | None = None  # while its jobs are spans, see `workers.tracing`
         self.jobs = Ledger() if jobs is None else jobs
+        # Of its group's workers, with jobs in flight: what the supervisor tells to whom it concerns.
+        self.deaths = deque(deaths, maxlen=DEATHS)
 
     def ready(self) -> None:
         """Say that this worker serves. `run` must call it; calling it again changes nothing."""

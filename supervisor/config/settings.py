@@ -124,7 +124,7 @@ class GroupSettings:
     ready_timeout: float = field(default=30.0, metadata=_by(read.duration()))
     min_ready_time: float = field(default=1.0, metadata=_by(read.duration(off=True)))
     surge: int = field(default=1, metadata=_by(read.whole(1, 10_000)))
-    max_age: float = field(default=0.0, metadata=_by(read.duration(off=True)))
+    max_age: float = field(default=0.0, metadata=_by(read.duration(off=True, least=1.0)))
     max_rss: int = field(default=0, metadata=_by(read.size))  # bytes; 0: off
     hang_timeout: float = field(default=0.0, metadata=_by(read.duration(off=True)))
     sockets: tuple[str, ...] = field(default=(), metadata=_by(read.array(read.text)))

@@ -50,7 +50,8 @@ Reader = Callable[[Any], Any]
 
 LONGEST = 366 * 86400  # seconds; a longer duration is a slip of the pen
 SHORTEST = 0.001
-LARGEST = 1 << 50  # bytes
+SMALLEST = 16 << 20  # bytes; a worker has more when it has just started
+LARGEST = 1 << 50
 MAX_PORT = 65535
 MAX_NAME = 64  # names become part of paths, process titles and worker ids
 
@@ -216,7 +217,7 @@ def whole(least: int, most: int) -> Reader:
     return read
 
 
-def duration(*, off: bool = False) -> Reader:
+def duration(*, off: bool = False, least: float = SHORTEST) -> Reader:
     """Return a reader of durations, in seconds; with `off` 0 is allowed and means off."""
 
     def read(value: object) -> float:
@@ -228,9 +229,12 @@ def duration(*, off: bool = False) -> Reader:
                 'expected a duration such as "250ms", "30s", "5m" or "1h30m", or a number of '
                 f"seconds, not {shown(value)}"
             )
-        if not SHORTEST <= seconds <= LONGEST:
+        if not least <= seconds <= LONGEST:
             zero = ', or "0" for off' if off else ""
-            raise Unfit(f"expected a duration from 1ms to one year{zero}, not {shown(value)}")
+            shortest = "1ms" if least == SHORTEST else f"{least:g}s"
+            raise Unfit(
+                f"expected a duration from {shortest} to one year{zero}, not {shown(value)}"
+            )
         return float(seconds)
 
     return read
@@ -261,8 +265,11 @@ def size(value: object) -> int:
         number = float(match[1]) * _SIZES[match[2]]
     else:
         raise Unfit(f'expected a size such as "512MiB" or "1GiB", not {shown(value)}')
-    if not 0 <= number <= LARGEST:
-        raise Unfit(f"expected a size from 0 to 1024TiB, not {shown(value)}")
+    if number and not SMALLEST <= number <= LARGEST:
+        raise Unfit(
+            "expected a size from 16MiB (no worker is smaller) to 1024TiB, or 0 for off, not "
+            f"{shown(value)}"
+        )
     return int(number)
 
 

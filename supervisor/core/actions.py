@@ -17,6 +17,7 @@ __all__ = [
     "SendCancel",
     "Spawn",
     "TakeStacks",
+    "TellDeath",
     "Terminate",
 ]
 
@@ -85,6 +86,22 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class TellDeath:
+    """Tell the workers of a group, those to come too, that this one has ended with jobs in flight.
+
+    Exactly one of `code` and `signal` is set. `by_itself`: it exited or crashed while it served, and
+    nobody from outside did that, as far as the kernel tells.
+    """
+
+    group: str
+    worker: str
+    pid: int | None
+    code: int | None
+    signal: int | None
+    by_itself: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MeasureMemory:
     """Look how large every worker is. Answered by MemoryMeasured."""
 
@@ -134,6 +151,7 @@ Action = (
     | Terminate
     | Look
     | TakeStacks
+    | TellDeath
     | Kill
     | MeasureMemory
     | Retire

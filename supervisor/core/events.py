@@ -152,7 +152,8 @@ class WorkerExited(WorkerEvent):
     Exactly one of `code` and `signal` is set. `leftovers` names processes that the worker had
     left behind in its group, and that were killed; `stacks` what it wrote when it crashed.
     `oom_kills` is the kernel's count of them by now, where it was looked at. How large it has been
-    and how long it has computed is the kernel's word, too; 0 where it is not known.
+    and how long it has computed is the kernel's word, too; 0 where it is not known. `jobs` were in
+    flight, as its work loop has written them down; none where it was not watched.
     """
 
     code: int | None = None
@@ -162,6 +163,7 @@ class WorkerExited(WorkerEvent):
     oom_kills: int | None = None
     max_rss_bytes: int = 0
     cpu_seconds: float = 0.0
+    jobs: tuple[JobSeen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,7 @@ class RestartRequested:
 
     target: str
     reason: str = "restart"
+    number: int = 0  # tells the end of one request from another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +259,7 @@ class ScaleRequested:
 
     group: str
     count: int
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

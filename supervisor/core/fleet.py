@@ -60,6 +60,7 @@ from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot, WorkerSnapsho
 from supervisor.core.spec import GroupSpec
 from supervisor.core.waitgroup import WaitGroup
 from supervisor.core.worker import (
+    CRASHES,
     NEVER,
     RECEIPT_DUE,
     STACKS_DUE,
@@ -71,8 +72,6 @@ from supervisor.core.worker import (
 )
 from supervisor.errors import InvariantError
 
-# Signals by which a program ends itself: SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
-CRASHES = frozenset({4, 5, 6, 7, 8, 11, 31})
 # Seconds that `TimePassed` may be late before it means that the supervisor stood still. A turn of
 # the loop takes milliseconds, with hundreds of workers tens of them.
 STOOD_STILL = 1.0
@@ -236,6 +235,7 @@ class Fleet:
             now=now,
             outbox=self._outbox,
             reason=reason if slot.births else "",
+            program=spec.policy.restart if spec.is_program else None,
         )
         self._workers[worker.id] = worker
         self._slot_of[worker.id] = slot
@@ -295,6 +295,17 @@ class Fleet:
             self._ended.append(worker)
             self._finish_if_all_ended(now)
             return
+        if slot.group.spec.answers_for_jobs and isinstance(report, ev.WorkerExited) and report.jobs:
+            self._outbox.append(
+                ac.TellDeath(
+                    worker.group,
+                    worker.id,
+                    worker.pid,
+                    report.code,
+                    report.signal,
+                    by_itself=worker.crashed_itself,
+                )
+            )
         if self._rolls.ended(worker, slot, how, now):
             slot.group.ended_in_a_roll(slot, worker, now)
         else:

@@ -33,6 +33,8 @@ SPAWN_RETRY = 0.1
 AGE_JITTER = 0.1
 # Share of `max_rss` by which a worker is replaced earlier: those that do the same work grow alike.
 RSS_JITTER = 0.1
+# So often at most the back-off of a place doubles whose workers die of their jobs.
+SPARED_DOUBLINGS = 3
 MAX_ERROR = 200  # characters of the last straw's error in the reason of a failure
 
 
@@ -369,10 +371,14 @@ class Group:
 
     def _is_one_too_many(self, worker: Worker, now: float) -> bool:
         """Count a failure, where the group is to blame for it; what it depends on is not its own."""
-        if not worker.failed or worker.cause is Cause.DEPENDENCY:
+        if not worker.failed or worker.cause is Cause.DEPENDENCY or self._is_spared(worker):
             return False
         waited = now - worker.spawned_at if worker.cause is Cause.STARTUP else 0.0
         return self._intensity.count_failure(self.spec.policy, now, waited)
+
+    def _is_spared(self, worker: Worker) -> bool:
+        """Tell whether a job is to blame for an end, and the group sees itself to what becomes of it."""
+        return worker.by_job and self.spec.answers_for_jobs
 
     def _plan_restart(self, slot: Slot, worker: Worker, now: float) -> None:
         rules = self.spec.policy
@@ -394,8 +400,11 @@ class Group:
         # Quiet is what has served for a whole window; to wait for a restart, or to start, is not.
         if now - worker.history.get(Step.READY, now) >= rules.window:
             slot.attempts.clear()
+        attempt = slot.attempts[cause]
+        if self._is_spared(worker):  # others wait for their turn, and it may never come again
+            attempt = min(attempt, SPARED_DOUBLINGS)
         delay = policy.backoff_delay(
-            rules, slot.attempts[cause], self._gates.draw, first_backoff(cause, rules.backoff)
+            rules, attempt, self._gates.draw, first_backoff(cause, rules.backoff)
         )
         slot.restart_due = now + max(SPAWN_RETRY if cause is Cause.NOT_BORN else 0.0, delay)
         slot.attempts[cause] += 1

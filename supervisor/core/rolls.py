@@ -97,7 +97,8 @@ class Rolls:
         self._stage = _Stage.ROLLING  # of that reload
         self._failure: Failure | None = None  # why it goes back
         self._is_rejected = False  # it goes back before it has replaced anybody
-        self._target = ""  # of a restart or a scaling: what was asked for
+        self._target = ""  # of a restart or a scaling: what was asked for, and by which request
+        self._number = 0
         self._has_begun = True  # the fleet has been started; False while that is prepared
         self._is_prepared = True  # what runs before the generation in force has been done
         self._next: ev.ReloadRequested | None = None
@@ -430,7 +431,7 @@ class Rolls:
         """Replace who is still there: whoever has gone meanwhile has been replaced already."""
         slots = self._slots_of(request.target)
         if slots or request.reason != ev.RECYCLE:
-            self._target = request.target
+            self._target, self._number = request.target, request.number
             self._roll = Roll(request.reason, self.generation, slots, self._ground, repeats=True)
             self._roll.advance(now)
 
@@ -447,9 +448,9 @@ class Rolls:
         group = self._groups.get(request.group)
         if group is None:
             gone = "there is no group of this name any more"
-            self._announce_failed("scale", request.group, error=gone)
+            self._announce_failed("scale", request.group, request.number, error=gone)
             return
-        self._target = request.group
+        self._target, self._number = request.group, request.number
         group.spec = replace(group.spec, count=request.count)
         self._ground.announce("group.scaled", group=request.group, count=request.count)
         new = group.grow(request.count, self.generation, is_provisional=False)
@@ -461,27 +462,46 @@ class Rolls:
         """Forget the scaling that waits: a file that is read later wins."""
         for request in [r for r in self._queue if isinstance(r, ev.ScaleRequested)]:
             self._queue.remove(request)
-            self._announce_failed("scale", request.group, error=_SUPERSEDED)
+            self._announce_failed("scale", request.group, request.number, error=_SUPERSEDED)
 
     def _conclude_in_place(self, roll: Roll, now: float) -> None:
         failure = roll.failure
         if failure is not None:
             self._announce_failed(
-                roll.kind, self._target, failure.error, failure.worker, failure.traceback
+                roll.kind,
+                self._target,
+                self._number,
+                error=failure.error,
+                worker=failure.worker,
+                traceback=failure.traceback,
             )
         elif roll.was_cut_short:
-            self._announce_failed(roll.kind, self._target, error=_SUPERSEDED)
+            self._announce_failed(roll.kind, self._target, self._number, error=_SUPERSEDED)
         else:
-            self._ground.announce(f"{roll.kind}.done", target=self._target)
+            self._ground.announce(
+                f"{roll.kind}.done", target=self._target, **_numbered(self._number)
+            )
         for slot in roll.slots:
             slot.group.put_off_recycling(slot, now)
         self._refill(now)
 
     def _announce_failed(
-        self, kind: str, target: str, error: str, worker: str = "", traceback: str = ""
+        self,
+        kind: str,
+        target: str,
+        number: int,
+        *,
+        error: str,
+        worker: str = "",
+        traceback: str = "",
     ) -> None:
         self._ground.announce(
-            f"{kind}.failed", target=target, worker=worker, error=error, traceback=traceback
+            f"{kind}.failed",
+            target=target,
+            **_numbered(number),
+            worker=worker,
+            error=error,
+            traceback=traceback,
         )
 
     # --- small things ------------------------------------------------------------------------------
@@ -498,3 +518,8 @@ class Rolls:
         for slot in slots:
             if slot.worker is not None:
                 roll.dismiss(slot.worker, slot.group, now)
+
+
+def _numbered(number: int) -> dict[str, int]:
+    """Return the field that names a request; nobody has asked for a recycling."""
+    return {"request": number} if number else {}

@@ -24,6 +24,10 @@ class GroupSpec:
     max_rss: int = 0  # bytes
     hang_timeout: float = 0.0
     stop_signal: int = 15  # by which a worker that is told to end may do so: no failure
+    is_program: bool = False  # its workers are parents of programs that know nothing of us
+    # A job that ends its worker is counted by the workers themselves, and not tried for ever: such
+    # ends are no failures of the group.
+    answers_for_jobs: bool = False
     # It runs to its end, with success, before the others start, and that is what `ready_timeout` is
     # for; `count` is 1.
     before: bool = False

@@ -29,6 +29,7 @@ import math
 from supervisor.core import actions as ac
 from supervisor.core.fleet import Phase
 from supervisor.core.snapshot import FleetSnapshot, GroupSnapshot
+from supervisor.plain import counted
 
 Message = tuple[str, ...]  # the lines of one datagram
 
@@ -205,5 +206,5 @@ def _finished(group: GroupSnapshot) -> int:
 def _epitaph(stopped: ac.Announce) -> str:
     killed, failed = stopped.fields["killed"], stopped.fields["failed_groups"]
     workers, drained = stopped.fields["workers"], stopped.fields["drained"]
-    text = f"stopped: {workers} workers, {drained} drained, {len(killed)} killed"
+    text = f"stopped: {counted(workers, 'worker')}, {drained} drained, {len(killed)} killed"
     return f"{text}; failed for good: {', '.join(failed)}" if failed else text

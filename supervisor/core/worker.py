@@ -28,6 +28,7 @@ that must end, since others wait for that, has until `ready_timeout`; to become 
 from __future__ import annotations
 
 __all__ = [
+    "CRASHES",
     "NEVER",
     "RECEIPT_DUE",
     "STACKS_DUE",
@@ -49,6 +50,7 @@ from supervisor.core import events as ev
 from supervisor.core.causes import Cause, Outage, cause_of
 from supervisor.core.jobs import JobSeen, limit_of, told
 from supervisor.core.lifecycle import Decision, State, after_decision, after_report
+from supervisor.core.policy import Restart
 
 # Seconds from cancel to its receipt. It comes from a thread that does nothing else, so after that
 # this thread is taken for dead.
@@ -61,6 +63,8 @@ SUSPECT_STACKS_DUE = 1.25
 STOP_NOW_GRACE = 0.5
 
 NEVER = float("inf")
+# Signals by which a program ends itself: SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS.
+CRASHES = frozenset({4, 5, 6, 7, 8, 11, 31})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,9 @@ class Step(Enum):
 
 _LATE_STACKS = "it wrote none in time"
 _NO_WORDS = "it did not answer, and without a hang_timeout nothing is written down"
+_REMEDY = "let it run in the foreground, as with -F, --foreground, --no-daemon or 'daemon off'"
 _ENDS_SERVICE = (Step.CANCELLED, Step.DRAINED, Step.FAILED)
+_LAST_WORDS = (*_ENDS_SERVICE, Step.KILLED)  # after which an end is no riddle
 _BEFORE_THE_LADDER = (Step.SPAWNED, Step.REGISTERED, Step.READY)
 
 
@@ -129,6 +135,7 @@ class Worker:
         now: when its spawn was asked for.
         outbox: where actions are put.
         reason: why it takes the place of another one; "" where it does not.
+        program: when it is restarted, where it is the parent of a program; else None.
     """
 
     __slots__ = (
@@ -140,12 +147,15 @@ class Worker:
         "_outages",
         "_outbox",
         "_overdue",
+        "_program",
         "_ready_timeout",
         "_stop_signal",
         "_terms",
         "_watched_since",
+        "by_job",
         "by_memory",
         "cause",
+        "crashed_itself",
         "deadline",
         "due",
         "ending",
@@ -181,7 +191,9 @@ class Worker:
         now: float,
         outbox: list[ac.Action],
         reason: str = "",
+        program: Restart | None = None,
     ) -> None:
+        self._program = program
         self.id = worker_id
         self.group = group
         self.generation = generation
@@ -201,6 +213,8 @@ class Worker:
         self.ending = ""  # how its process ended
         self.failed = False  # settled by its end, as is the cause
         self.cause = Cause.RETURNED
+        self.by_job = False  # it died uninvited with a job in flight, or a job of it hung
+        self.crashed_itself = False  # and nobody from outside did that
         self.by_memory = False  # an OOM kill is accounted for by its end; written by Fleet
         self._outages: dict[str, str] = {}  # pools that cannot connect, and what their drivers say
         self.kill_reason = ""
@@ -359,6 +373,8 @@ class Worker:
         self.history[Step.EXITED] = now
         self.due = NEVER
         did_as_told = Step.CANCELLED in self.history and report.signal == self._stop_signal
+        self._look_for_a_daemon(report)
+        hung = Step.HUNG in self.history
         died = report.signal is not None and not did_as_told
         self.failed = bool(report.code) or died or bool(self.fault)
         self.cause = cause_of(
@@ -368,9 +384,12 @@ class Worker:
             signal=None if did_as_told and self.fault else report.signal,
             is_ours=bool(self.kill_reason),
             by_memory=self.by_memory,
-            hung=Step.HUNG in self.history,
+            hung=hung,
             for_dependency=self.outage is not None,
         )
+        self.by_job = self._died_of_a_job(report)
+        by_itself = report.signal is None or report.signal in CRASHES
+        self.crashed_itself = self.by_job and not hung and by_itself
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
         self.ending = " ".join(["it ended with", *(f"{k} {v}" for k, v in how.items())])
         details = {
@@ -383,6 +402,7 @@ class Worker:
             "stacks": report.stacks,
             "has_stacks": self._has_stacks or bool(report.stacks),
             **self._durations(now),
+            "in_flight": told(report.jobs, now),
             "jobs": self.life.get("jobs"),
             "in_stop": self.life.get("in_stop"),
             "pools": self._pools_at_the_end(),
@@ -395,6 +415,24 @@ class Worker:
             uptime_seconds=_round(now - self.spawned_at),
             **{name: value for name, value in details.items() if value},
         )
+
+    def _look_for_a_daemon(self, report: ev.WorkerExited) -> None:
+        """Say so where a program has left itself running, and ended to let its caller go on.
+
+        Where it is always restarted that is a failure: it would come up for ever, and never stay.
+        """
+        told_to = Step.CANCELLED in self.history or self.fault
+        if not self._program or told_to or report.code != 0 or not report.leftovers:
+            return
+        self.error = f"it went into the background (left running: {report.leftovers[0]}); {_REMEDY}"
+        if self._program is Restart.ALWAYS:
+            self.fault = "went into the background"
+
+    def _died_of_a_job(self, report: ev.WorkerExited) -> bool:
+        """Tell whether a job in flight is the only thing known that it can have died of."""
+        if Step.HUNG in self.history:
+            return True
+        return bool(report.jobs) and not any(step in self.history for step in _LAST_WORDS)
 
     def _durations(self, now: float) -> dict[str, float]:
         """Return how long each part of its life took, as far as it has come."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from supervisor.client import Client
 from supervisor.errors import NoSupervisorError, SupervisorError
+from supervisor.plain import counted
 from supervisor.protocol import EventBatch, FetchEvents, GetStatus
 
 INTERVAL = 1.0  # seconds between two questions of a kind
@@ -143,6 +144,6 @@ class _Follower:
 def _farewell(pid: int, event: dict[str, Any]) -> str:
     killed = f", killed: {', '.join(event['killed'])}" if event["killed"] else ""
     return (
-        f"the supervisor (pid {pid}) has stopped: {event['workers']} workers, "
+        f"the supervisor (pid {pid}) has stopped: {counted(event['workers'], 'worker')}, "
         f"{event['drained']} drained{killed}; exit code {event['exit_code']}"
     )

@@ -20,6 +20,7 @@ __all__ = [
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from supervisor.plain import counted
 from supervisor.top.model import (
     BudgetRow,
     GroupRow,
@@ -166,7 +167,7 @@ def head_line(picture: Picture) -> Cell:
         (picture.state, picture.tone),
         (f"  gen {picture.generation}", Tone.DIM),
         (f"  up {span(picture.uptime)}", Tone.DIM),
-        (f"  {len(picture.workers)} workers", Tone.DIM),
+        (f"  {counted(len(picture.workers), 'worker')}", Tone.DIM),
         (f"  {picture.in_flight} in flight", Tone.PLAIN if picture.in_flight else Tone.DIM),
     ]
     if picture.rate is not None:

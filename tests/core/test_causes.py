@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -389,3 +390,49 @@ def test_a_stop_probes_nobody():
     script.at(1, ev.StopRequested("SIGTERM"))
 
     assert (script.tick(1000), script.fleet.next_deadline()) == ([], None)
+
+
+# --- programs that go into the background ---------------------------------------------------------
+
+
+def daemonized(script: Script, worker: str) -> list[ac.Action]:
+    """Let its program fork, leave the child running, and end well."""
+    script.ready(script.now, worker)
+    left = ev.WorkerExited(worker, code=0, leftovers=("nginx (pid 7)",))
+    return script.at(script.now + 0.1, ev.WorkerDrained(worker), left)
+
+
+def test_a_program_that_goes_into_the_background_is_told_so_and_fails_its_group():
+    """It would come up for ever and never stay; the reason names the remedy."""
+    script = Script(replace(group("web"), is_program=True))
+    worker, *_ = spawned(script.started)
+    for _ in range(5):
+        fields = fields_of("worker.exited", daemonized(script, worker))
+        assert fields["reason"] == "went into the background"
+        assert fields["cause"] == "crashed"
+        assert "left running: nginx (pid 7)" in fields["error"]
+        assert "let it run in the foreground, as with -F" in fields["error"]
+        [worker] = spawned(script.tick(next_due(script)))
+    failed = fields_of("group.failed", daemonized(script, worker))
+    assert "it went into the background (left running: nginx (pid 7))" in failed["reason"]
+
+
+@pytest.mark.parametrize("restart", [Restart.NEVER, Restart.ON_FAILURE])
+def test_a_program_that_is_to_end_may_leave_something_behind(restart):
+    """It has done what it was for; what it left is killed, and that is said."""
+    script = Script(replace(group("web", restart=restart), is_program=True))
+    fields = fields_of("worker.exited", daemonized(script, "web-1"))
+    assert "it went into the background" in fields["error"]
+    assert "cause" not in fields
+    assert script.group("web").state != "failed"
+
+
+@pytest.mark.parametrize("is_program", [True, False])
+def test_who_is_told_to_end_or_is_no_program_goes_nowhere(is_program):
+    """Python's workers may leave children behind, and whatever ends in a stop has been told to."""
+    script = Script(replace(group("web"), is_program=is_program))
+    if is_program:
+        script.ready(0.0, "web-1")
+        script.at(1.0, ev.StopRequested("stop"))
+    fields = fields_of("worker.exited", daemonized(script, "web-1"))
+    assert "error" not in fields

@@ -817,3 +817,15 @@ def test_changed_rules_hold_at_once_for_the_same_workers() -> None:
     assert brief(actions) == ["group.scaled", "Spawn web-2"]
     script.at(21, ev.StopRequested("SIGTERM"))
     assert script.snapshot().deadline == 24.0
+
+
+def test_the_ends_of_two_scalings_of_one_group_can_be_told_apart():
+    """Each end has the number of its request: who waits for the second does not end with the first."""
+    script = Script(group("jobs", 1))
+    script.ready(0.0, "jobs-1")
+    script.at(1.0, ev.ScaleRequested("jobs", 2, 1), ev.ScaleRequested("jobs", 3, 2))
+    ends = []
+    for at, worker in ((2.0, "jobs-2"), (5.0, "jobs-3")):
+        done = script.ready(at, worker) + script.tick(at + 2.0)
+        ends.append(fields_of("scale.done", done))
+    assert ends == [{"target": "jobs", "request": 1}, {"target": "jobs", "request": 2}]

@@ -519,6 +519,35 @@ def test_output_that_cannot_be_written_is_an_error_with_a_sentence(fleet, words)
     assert "No space left on device" in line
 
 
+@pytest.mark.parametrize("words", [["--help"], ["status", "--help"], ["--version"]])
+@pytest.mark.parametrize(("through", "code"), [('"$@" >/dev/full', 1), ('"$@" >&-', 0)])
+def test_help_that_cannot_be_written_is_a_sentence_at_most(words, through, code):
+    """What click itself writes is no exception."""
+    done = run(*words, through=through)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == code
+
+
+def test_workers_are_offered_while_their_supervisor_answers(fleet):
+    """Beside the groups, to who presses Tab."""
+    from supervisor.completion import workers
+
+    ids = {worker["id"] for worker in fleet.status()["workers"]}
+    assert ids
+    assert set(workers(fleet.config)) == ids
+
+
+def test_dump_of_who_has_gone_names_where_its_story_is(tmp_path):
+    """Not "there is no such worker": there was one."""
+    code = "def run(worker):\n    worker.ready()\n"
+    config = '[workers.brief]\nrun = "brief:run"\nrestart = "never"\n'
+    with Supervised(tmp_path, config, modules={"brief": code}) as supervised:
+        supervised.event("worker.exited")
+        done = supervised.command("dump", "brief-1")
+        assert done.returncode == 2
+        assert "brief-1 has gone; `supervisor why brief-1` tells how it ended" in done.stderr
+
+
 def test_commands_work_from_anywhere(fleet):
     """Paths in the file are relative to the file, not to where the command is run."""
     done = run("status", "-c", str(fleet.config), cwd="/")

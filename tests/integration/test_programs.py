@@ -554,3 +554,15 @@ def test_an_import_that_hangs_is_in_no_programs_way(tmp_path):
         assert any("supervisor: worker web-1" in title(pid) for pid in children(supervised.pid))
         supervised.signal(signal.SIGQUIT)
         supervised.wait()
+
+
+def test_who_goes_into_the_background_is_told_how_to_stay(tmp_path):
+    """A daemon that forks and ends well would come up for ever: the log names the remedy."""
+    fork = "setsid sleep 600 & exit 0"
+    with Supervised(tmp_path, program("daemon", *SH, fork)) as supervised:
+        ended = supervised.event("worker.exited")
+        assert ended["code"] == 0
+        assert "it went into the background (left running: " in ended["error"]
+        assert "--no-daemon" in ended["error"]
+        assert "went into the background" in supervised.command("why", ended["worker"]).stdout
+        supervised.stop()

@@ -126,7 +126,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "workers.jobs.min_ready_time": [('"1s"', 1.0), ('"0"', 0.0)],
     "workers.jobs.surge": [("1", 1), ("3", 3)],
     "workers.jobs.max_age": [('"24h"', 86400.0), ("0", 0.0)],
-    "workers.jobs.max_rss": [('"1GiB"', 1 << 30), ('"0"', 0), ("4096", 4096)],
+    "workers.jobs.max_rss": [('"1GiB"', 1 << 30), ('"0"', 0), ("16777216", 16777216)],
     "workers.jobs.hang_timeout": [('"60s"', 60.0), ("0", 0.0)],
     "workers.jobs.user": [('""', "")],  # more in tests/integration/test_users.py
     "workers.jobs.env": [('{ A = "1", _b2 = "" }', {"A": "1", "_b2": ""})],
@@ -214,7 +214,7 @@ BAD: dict[str, list[str]] = {
     "workers.jobs.min_ready_time": NO_DURATION,
     "workers.jobs.surge": [*NO_COUNT, "0"],
     "workers.jobs.max_age": NO_DURATION,
-    "workers.jobs.max_rss": ['"1GB"', "-1", "true", '"2000TiB"'],
+    "workers.jobs.max_rss": ['"1GB"', "-1", "4096", "true", '"2000TiB"'],
     "workers.jobs.hang_timeout": NO_DURATION,
     "workers.jobs.user": ["0", '"no-such-user"', "[]"],
     "workers.jobs.env": ['"A=1"', "{ A = 1 }", '{ "A B" = "x" }', '{ A = "\\u0000" }'],

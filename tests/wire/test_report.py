@@ -110,8 +110,8 @@ class OneBatch:
 )
 def test_a_failure_names_the_worker_if_there_is_one(fields: dict[str, str], said: str) -> None:
     """Nothing stands between two colons."""
-    client = OneBatch({"event": "scale.failed", "target": "web", **fields})
-    accepted = Accepted(after=0, generation=1)
+    client = OneBatch({"event": "scale.failed", "target": "web", "request": 3, **fields})
+    accepted = Accepted(after=0, request=3)
     with pytest.raises(SupervisorError) as caught:
-        follow(cast("Client", client), "scale", "web", accepted, io.StringIO())
+        follow(cast("Client", client), "scale", accepted, io.StringIO())
     assert str(caught.value) == said

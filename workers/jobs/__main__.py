@@ -78,8 +78,8 @@ def add(config: Path, group: str | None, payloads: tuple[str, ...]) -> None:
     directory of their own. Empty lines are left out. A payload that begins with "-" comes after "--".
     """
     for payload in payloads:
-        if not _is_text(payload):
-            raise UsageError(f"no text in UTF-8, nothing was added: {payload!r}")
+        if unfit := _unfit(payload):
+            raise UsageError(f"{unfit}, nothing was added: {payload!r}")
     if not payloads and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("no PAYLOAD: give some, or lines on standard input")
     added, refused = _Added(), list[str]()
@@ -210,8 +210,11 @@ def _unless_missing(table: Table, query: Callable[[], _T], otherwise: _T) -> _T:
 # --- what is added ---------------------------------------------------------------------------------
 
 
-def _is_text(payload: str) -> bool:
-    return storable(payload) == payload
+def _unfit(payload: str) -> str:
+    """Say why a database cannot store it as a text, "" where it can."""
+    if "\0" in payload:
+        return "it holds a NUL, which no text in a database may"
+    return "" if storable(payload) == payload else "no text in UTF-8"
 
 
 def _batches(stream: IO[bytes], refused: list[str]) -> Iterator[list[str]]:
@@ -231,8 +234,8 @@ def _batches(stream: IO[bytes], refused: list[str]) -> Iterator[list[str]]:
         batch = []
         for number, line in enumerate(lines, first):
             payload = line.decode("utf-8", "surrogateescape")
-            if not _is_text(payload):
-                refused.append(f"line {number} is no text in UTF-8, left out: {line!r}")
+            if unfit := _unfit(payload):
+                refused.append(f"line {number}: {unfit}, left out: {line!r}")
             elif payload:
                 batch.append(payload)
         yield batch

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from workers.context import Context
-from workers.jobs.table import Claim, Table, TransactionError
+from workers.jobs.table import UNSUSPECTED, Claim, Table, TransactionError
 
 
 def table_for(conn: Any) -> Table:
@@ -105,27 +105,30 @@ class SQLite(Table):
             last = int(cursor.lastrowid)
         return last - len(payloads) + 1, last
 
-    def claim(self, conn: Any, ctx: Context, owner: str, lease: float) -> Claim | None:
+    def claim(
+        self, conn: Any, ctx: Context, owner: str, lease: float, *, suspects: bool = True
+    ) -> Claim | None:
         """Look without a lock first: an idle worker never takes it."""
-        delay = self.next_due(conn)
+        delay = self.next_due(conn, suspects=suspects)
         if delay is None or delay > 0:
             return None
+        among = "" if suspects else UNSUSPECTED
         with self.writing(conn, ctx):
             rows = self._rows(
                 conn,
-                "SELECT id, payload, attempts, failures FROM jobs"
-                " WHERE state = 'queued' AND due <= {now} ORDER BY due, id LIMIT 1",
+                "SELECT id, payload, attempts, failures, losses FROM jobs"  # noqa: S608  # ours
+                f" WHERE state = 'queued' AND due <= {{now}}{among} ORDER BY due, id LIMIT 1",
             )
             if not rows:
                 return None
-            number, payload, attempts, failures = rows[0]
+            number, payload, attempts, failures, losses = rows[0]
             self._change(
                 conn,
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, owner = ?,"
                 " lease_until = {now} + ? WHERE id = ?",
                 (owner, lease, number),
             )
-        return Claim(number, payload, attempts + 1, failures, owner)
+        return Claim(number, payload, attempts + 1, failures, owner, losses)
 
     def is_missing(self, error: Exception) -> bool:
         """Return whether SQLite's message says so; it has no code for it."""
@@ -347,21 +350,24 @@ class PostgreSQL(Table):
         )
         return int(first), int(last)
 
-    def claim(self, conn: Any, ctx: Context, owner: str, lease: float) -> Claim | None:
+    def claim(
+        self, conn: Any, ctx: Context, owner: str, lease: float, *, suspects: bool = True
+    ) -> Claim | None:
         """Pass over rows that other workers are claiming at this moment."""
+        among = "" if suspects else UNSUSPECTED
         with self.writing(conn, ctx):
             rows = self._rows(
                 conn,
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, owner = ?,"
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, owner = ?,"  # noqa: S608
                 " lease_until = {now} + ? WHERE id = (SELECT id FROM jobs WHERE state = 'queued'"
-                " AND due <= {now} ORDER BY due, id LIMIT 1 FOR UPDATE SKIP LOCKED)"
-                " RETURNING id, payload, attempts, failures",
+                f" AND due <= {{now}}{among} ORDER BY due, id LIMIT 1 FOR UPDATE SKIP LOCKED)"
+                " RETURNING id, payload, attempts, failures, losses",
                 (owner, lease),
             )
         if not rows:
             return None
-        number, payload, attempts, failures = rows[0]
-        return Claim(number, payload, attempts, failures, owner)
+        number, payload, attempts, failures, losses = rows[0]
+        return Claim(number, payload, attempts, failures, owner, losses)
 
     def is_missing(self, error: Exception) -> bool:
         """Return whether it is `undefined_table`."""

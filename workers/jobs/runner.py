@@ -19,6 +19,7 @@ __all__ = ["Verdict", "judge", "run"]
 
 import contextlib
 import enum
+import functools
 import json
 import random
 import threading
@@ -30,7 +31,9 @@ from typing import Any, TypeVar
 
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.correlation import bind
+from workers.jobs.deaths import Deaths, how_it_ended
 from workers.jobs.dialects import driver_errors, foreign, table_for
+from workers.jobs.isolation import Isolation
 from workers.jobs.options import Handler, Job, Options, find_handler
 from workers.jobs.owner import Owner, is_known_dead
 from workers.jobs.table import (
@@ -120,9 +123,12 @@ class _Runner:
         self._table: Table  # known as soon as there has been a connection
         # Ends when there is nothing more to wait for in `run`.
         self._working = worker.ctx.with_cancel()
+        self._isolation = Isolation(worker.accepting)
+        self._deaths = Deaths(worker.deaths)
         self._turn = threading.Lock()  # held by the one thread that asks for work
         self._pause = _FIRST_PAUSE  # the rest: only with the turn
         self._sweep_at = 0.0
+        self._awaits_word = False  # somebody was found dead, and how is not known yet
         self._look_at_clock_at = 0.0
         self._lock = threading.Lock()  # the rest: only with the lock
         self._in_flight: dict[Claim, Context | None] = {}
@@ -161,7 +167,7 @@ class _Runner:
     def _look(self, conn: Any) -> bool:
         self._table = table_for(conn)
         try:
-            self._sweep(conn)
+            self._sweep(conn, at_once=True)
         except driver_errors() as exc:
             if not self._table.is_missing(exc):
                 _demand_own(exc)
@@ -191,11 +197,13 @@ class _Runner:
     def _next_claim(self) -> Claim | None:
         """Wait for a job; return None when no new one may be taken."""
         with self._turn:
+            self._isolation.wait()
             while (answer := self._with_connection(self._ask)) is not None:
                 if isinstance(answer, Claim):
                     self._pause = _FIRST_PAUSE
                     with self._lock:
                         self._in_flight[answer] = None
+                    self._isolation.begin(answer)
                     return answer
                 self._worker.accepting.wait(answer)
         return None
@@ -203,14 +211,18 @@ class _Runner:
     def _ask(self, conn: Any) -> Claim | float:
         """Claim a job, or return for how many seconds there is no use in asking again."""
         try:
-            if time.monotonic() >= self._sweep_at:
+            if self._awaits_word or time.monotonic() >= self._sweep_at:
                 self._sweep(conn)
             if time.monotonic() >= self._look_at_clock_at:
                 self._look_at_clock(conn)
-            claim = self._claim(conn)
+            first = functools.partial(self._table.is_suspect_first, conn)
+            if self._isolation.makes_room(first, time.monotonic()):
+                return _FIRST_PAUSE
+            alone = self._isolation.is_alone
+            claim = self._claim(conn, suspects=alone)
             if claim is None and self._sweep(conn):
-                claim = self._claim(conn)
-            return claim or self._rest(self._table.next_due(conn))
+                claim = self._claim(conn, suspects=alone)
+            return claim or self._rest(self._table.next_due(conn, suspects=alone))
         except driver_errors() as exc:
             if self._table.is_conflict(exc):
                 return _FIRST_PAUSE
@@ -219,11 +231,13 @@ class _Runner:
             _demand_own(exc)
             raise
 
-    def _claim(self, conn: Any) -> Claim | None:
-        accepting = self._worker.accepting
-        return self._table.claim(conn, accepting, str(self._owner), self._options.lease)
+    def _claim(self, conn: Any, *, suspects: bool) -> Claim | None:
+        accepting, owner = self._worker.accepting, str(self._owner)
+        return self._table.claim(conn, accepting, owner, self._options.lease, suspects=suspects)
 
     def _rest(self, next_due: float | None) -> float:
+        if self._awaits_word:
+            return _FIRST_PAUSE
         pause = self._pause
         self._pause = min(pause * 2, self._options.poll)
         if next_due is not None:
@@ -277,9 +291,13 @@ class _Runner:
 
     # --- jobs that nobody works on any more -------------------------------------------------------
 
-    def _sweep(self, conn: Any) -> int:
-        """Queue what dead workers hold and what has outlived its lease; return how many jobs."""
+    def _sweep(self, conn: Any, *, at_once: bool = False) -> int:
+        """Queue what dead workers hold and what has outlived its lease; return how many jobs.
+
+        With `at_once` nobody's word is waited for: what was known when this worker was made, it knows.
+        """
         self._sweep_at = time.monotonic() + _SWEEP_EVERY
+        self._awaits_word = False
         count = 0
         for text, has_expired in self._table.owners(conn):
             owner = Owner.parse(text)
@@ -287,7 +305,13 @@ class _Runner:
                 if has_expired or self._has_strays:
                     count += self._release_strays(conn)
             elif owner is not None and is_known_dead(owner, self._owner):
-                count += self._take_back(conn, text, f"{owner.name} has died")
+                if self._deaths.awaits_word(owner, time.monotonic()) and not at_once:
+                    self._awaits_word = True
+                    continue
+                death = self._deaths.of(owner)
+                by_itself = death is not None and death.by_itself
+                why = how_it_ended(owner, death)
+                count += self._take_back(conn, text, why, by_itself=by_itself)
             elif has_expired:
                 name = text if owner is None else owner.name
                 why = f"{name} has not renewed its lease"
@@ -303,13 +327,33 @@ class _Runner:
             if count:
                 self._worker.log.warning("jobs.clock_was_set_back", jobs=count)
 
-    def _take_back(self, conn: Any, owner: str, why: str, *, expired: bool = False) -> int:
+    def _take_back(
+        self, conn: Any, owner: str, why: str, *, expired: bool = False, by_itself: bool = False
+    ) -> int:
         with self._table.writing(conn, self._worker.accepting):
             held = self._table.held_by(conn, owner, expired=expired)
-            count = sum(self._table.lose(conn, claim, why) for claim in held)
+            # Beside others nobody knows whose doing it was: each of them runs alone next time.
+            if by_itself and len(held) == 1:
+                count = int(self._crashed(conn, held[0], why))
+            else:
+                count = sum(self._table.lose(conn, claim, why) for claim in held)
         if count:
             self._worker.log.info("jobs.taken_back", jobs=count, why=why)
         return count
+
+    def _crashed(self, conn: Any, claim: Claim, why: str) -> bool:
+        """Count against a job that it has ended its worker."""
+        again_in = self._again_in(claim)
+        times = f" {claim.losses + 1} times; the last" if claim.losses else ""
+        error = f"its worker died with it{times}: {why}"
+        self._worker.log.warning(
+            "job.failed",
+            job=claim.id,
+            attempts=claim.attempts,
+            error=error,
+            again_in_seconds=again_in,
+        )
+        return self._table.fail(conn, claim, error, again_in, lost=True)
 
     def _release_strays(self, conn: Any) -> int:
         with self._table.writing(conn, self._worker.accepting):
@@ -350,6 +394,7 @@ class _Runner:
                 with self._lock:
                     del self._in_flight[claim]
                     self._has_strays |= not is_settled
+                self._isolation.end(claim)
 
     def _job_for(self, claim: Claim) -> WorkerJob:
         name = f"job {claim.id}"
@@ -388,7 +433,11 @@ class _Runner:
         except BaseException as exc:  # whatever user code raises is the job's, not the worker's
             if committed:
                 return Verdict.DONE, True  # what the way back raised is the pool's business
-            verdict = judge(exc, begun=begun, stopped=ctx.done, excused=excused)
+            # Of those that are stopped for a hang one hangs: given back, it would hang for ever.
+            hung = ctx.done and ctx.cause == "hang"
+            verdict = judge(
+                exc, begun=begun, stopped=ctx.done and not hung, excused=excused or hung
+            )
             if self._worker.tracing is not None and verdict is Verdict.FAILED:
                 self._worker.tracing.failed(unit, exc)
             return verdict, self._settle(claim, verdict, exc)
@@ -414,7 +463,7 @@ class _Runner:
                 log.warning("job.taken_over", why=summary)
                 return True
 
-    def _again_in(self, claim: Claim, error: BaseException) -> float | None:
+    def _again_in(self, claim: Claim, error: BaseException | None = None) -> float | None:
         """Return in how many seconds a job that has failed is tried again, None for never."""
         if isinstance(error, TransactionError) and error.kept:
             return None

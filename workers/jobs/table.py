@@ -6,7 +6,8 @@ retry, wait for work, or know of workers and threads.
 Theory of operation.
 
     queued --claim--> running --finish--> done
-      ^                  |  the handler has raised:  --fail--> queued, later | failed
+      ^                  |  the handler has raised, or ended its worker:
+      |                  |                           --fail--> queued, later | failed
       |                  |  the worker was stopped:  --give back--> queued, at once
       +--- retry --+     |  the attempt broke off:   --lose--> queued, at once, then later | failed
                    |     v
@@ -18,10 +19,13 @@ row is fenced by (id, attempts, owner): `attempts` grows with each claim and nev
 most one process can find its fence in place, and it finds it at most once. A holder that was taken
 for dead, or slept through its lease, finds nothing to finish, and its work is rolled back.
 
-`failures` counts what handlers raised, `losses` what came to no verdict (the worker was killed, the
-connection broke, the database was locked or its disk full). Only `failures` count towards `max_attempts`: what the
-machinery did must not condemn a job. A job that kills its worker each time is held back longer and
-longer, so that it cannot exhaust the group's restarts, and ends as failed after `LOSSES_ALLOWED`.
+`failures` counts what handlers did: they raised, or ended their worker (it exited or crashed, nobody
+from outside did it, and no other job was in flight). Only these count towards `max_attempts`: what
+the machinery did must not condemn a job. `losses` counts what came to no verdict: the worker was
+killed, perhaps from outside, or crashed beside others; the connection broke, the database was locked
+or its disk full. Who has some is a suspect, runs alone in its worker (`isolation`), is held back longer
+and longer, and ends as failed after `LOSSES_ALLOWED`. These take more than five minutes, so no storm of
+kills that is shorter condemns a good job, however many hit it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from __future__ import annotations
 __all__ = [
     "LONGEST_WAIT",
     "STATES",
+    "UNSUSPECTED",
     "Claim",
     "ClaimLostError",
     "Table",
@@ -46,7 +51,8 @@ from workers.context import Context
 
 STATES = ("queued", "running", "done", "failed")
 
-LOSSES_ALLOWED = 20
+LOSSES_ALLOWED = 10
+UNSUSPECTED = " AND losses = 0"  # in a query: of those that no attempt has been lost with
 LONGEST_WAIT = 360  # seconds: no job is held back for longer
 
 
@@ -59,6 +65,7 @@ class Claim:
     attempts: int
     failures: int
     owner: str
+    losses: int = 0
 
     @property
     def fence(self) -> tuple[int, int, str]:
@@ -88,9 +95,7 @@ class TransactionError(Exception):
 _WORDS = {
     "{fence}": "id = ? AND attempts = ? AND owner = ? AND state = 'running'",
     "{free}": "owner = NULL, lease_until = NULL",
-    # A job whose worker died is due again at once, then after 1, 4, 16, 60, 60 ... seconds: one that
-    # crashes its worker at once makes five crashes in its worst minute, which the default
-    # `max_restarts` forgives.
+    # A job whose worker died is due again at once, then after 1, 4, 16, 60, 60 ... seconds.
     "{held_back}": (
         "CASE losses WHEN 0 THEN due WHEN 1 THEN {now} + 1 WHEN 2 THEN {now} + 4"
         " WHEN 3 THEN {now} + 16 ELSE {now} + 60 END"
@@ -105,6 +110,9 @@ _WORDS = {
     ),
 }
 _NEXT_DUE = "SELECT min(due) - {now} FROM jobs WHERE state = 'queued'"
+_IS_SUSPECT_FIRST = (
+    "SELECT losses > 0 FROM jobs WHERE state = 'queued' AND due <= {now} ORDER BY due, id LIMIT 1"
+)
 _FINISH = "UPDATE jobs SET state = 'done', result = ?, error = NULL, {free} WHERE {fence}"
 _FAIL = (
     "UPDATE jobs SET state = 'queued', error = ?, failures = failures + 1, due = {now} + ?, {free}"
@@ -113,6 +121,7 @@ _FAIL = (
 _FAIL_FOR_GOOD = (
     "UPDATE jobs SET state = 'failed', error = ?, failures = failures + 1, {free} WHERE {fence}"
 )
+_IS_A_LOSS = "failures = failures + 1, losses = losses + 1"
 _GIVE_BACK = "UPDATE jobs SET state = 'queued', {free} WHERE {fence}"
 _LOSE = (
     "UPDATE jobs SET state = CASE WHEN {is_last} THEN 'failed' ELSE 'queued' END,"
@@ -125,9 +134,7 @@ _RENEW = (
 )
 _IS_HELD = "SELECT count(*) FROM jobs WHERE {fence}"
 _OWNERS = "SELECT owner, min(lease_until) < {now} FROM jobs WHERE state = 'running' GROUP BY owner"
-_HELD_BY = (
-    "SELECT id, payload, attempts, failures, owner FROM jobs WHERE state = 'running' AND owner = ?"
-)
+_HELD_BY = "SELECT id, payload, attempts, failures, owner, losses FROM jobs WHERE state = 'running' AND owner = ?"
 _EXPIRED = " AND lease_until < {now}"
 _COUNTS = "SELECT state, count(*) FROM jobs GROUP BY state"
 _RETRY = (
@@ -208,25 +215,41 @@ class Table(ABC):
         """Add a job for each payload, at least one; return the first and the last id."""
 
     @abstractmethod
-    def claim(self, conn: Any, ctx: Context, owner: str, lease: float) -> Claim | None:
-        """Take the job that has been due for longest, None where none is due."""
+    def claim(
+        self, conn: Any, ctx: Context, owner: str, lease: float, *, suspects: bool = True
+    ) -> Claim | None:
+        """Take the job that has been due for longest, None where none is due.
 
-    def next_due(self, conn: Any) -> float | None:
+        Without `suspects` one that no attempt has been lost with, as in `next_due`.
+        """
+
+    def next_due(self, conn: Any, *, suspects: bool = True) -> float | None:
         """Return in how many seconds the next queued job is due, None where none is queued."""
-        [(delay,)] = self._rows(conn, _NEXT_DUE)
+        [(delay,)] = self._rows(conn, _NEXT_DUE + ("" if suspects else UNSUSPECTED))
         return None if delay is None else float(delay)
+
+    def is_suspect_first(self, conn: Any) -> bool:
+        """Return whether the job that is due for longest is one that an attempt was lost with."""
+        rows = self._rows(conn, _IS_SUSPECT_FIRST)
+        return bool(rows and rows[0][0])
 
     # --- an attempt's end -----------------------------------------------------------------------
 
-    def fail(self, conn: Any, claim: Claim, error: str, again_in: float | None) -> bool:
+    def fail(
+        self, conn: Any, claim: Claim, error: str, again_in: float | None, *, lost: bool = False
+    ) -> bool:
         """Record what the handler raised; due again in `again_in` seconds, None for never.
+
+        With `lost` the handler has ended its worker, and its job is a suspect from now on.
 
         Returns:
             Whether the job was still this claim's; as do the next three.
         """
-        if again_in is None:
-            return self._change(conn, _FAIL_FOR_GOOD, (storable(error), *claim.fence)) == 1
-        return self._change(conn, _FAIL, (storable(error), again_in, *claim.fence)) == 1
+        text = _FAIL_FOR_GOOD if again_in is None else _FAIL
+        if lost:
+            text = text.replace("failures = failures + 1", _IS_A_LOSS)
+        when = () if again_in is None else (again_in,)
+        return self._change(conn, text, (storable(error), *when, *claim.fence)) == 1
 
     def give_back(self, conn: Any, claim: Claim) -> bool:
         """Queue it again as if it had not been taken, but for `attempts`."""
@@ -234,7 +257,10 @@ class Table(ABC):
 
     def lose(self, conn: Any, claim: Claim, why: str) -> bool:
         """Queue it again after an attempt that came to no verdict; fail it if it was the last."""
-        error = f"given up after {LOSSES_ALLOWED} attempts without a verdict; the last: {why}"
+        error = (
+            f"given up after {LOSSES_ALLOWED} attempts without a verdict: its worker was killed with"
+            f" it, or the database failed it; the last: {why}"
+        )
         return self._change(conn, _LOSE, (storable(error), *claim.fence)) == 1
 
     def renew(self, conn: Any, claim: Claim, lease: float) -> bool:

@@ -139,8 +139,11 @@ def test_payload_that_is_no_text_is_refused(local):
     assert "nothing was added" in errors
     code, output, errors = jobs("add", local, stdin=b"a\ncaf\xe9\nb\0b\nc\n" + b"\xff\n" * 20)
     assert (code, output) == (1, "added 2 jobs, numbers 1 to 2\n")
-    assert r"jobs: line 2 is no text in UTF-8, left out: b'caf\xe9'" in errors
-    assert "line 3" in errors
+    assert r"jobs: line 2: no text in UTF-8, left out: b'caf\xe9'" in errors
+    assert (
+        r"jobs: line 3: it holds a NUL, which no text in a database may, left out: b'b\x00b'"
+        in errors
+    )
     assert "and 12 more" in errors
 
 

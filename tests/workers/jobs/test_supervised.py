@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.supervised import REPO, Supervised, is_alive, wait_until
+from workers.jobs.table import LOSSES_ALLOWED
 
 GROUP = """
 [pools.main]
@@ -127,6 +128,51 @@ def test_job_of_a_killed_worker_goes_to_its_replacement_at_once(supervised, data
         assert supervisor.stop() == 0
     assert database.effects() == [(number, 2)]
     assert database.job(number, "failures", "losses") == (0, 1)
+
+
+POISON = """
+import os
+def handle(job, conn):
+    if job.payload == "exits":
+        os._exit(7)
+    if job.payload == "is killed":
+        os.kill(os.getpid(), 9)
+    conn.execute("INSERT INTO effects VALUES (?, ?)", (job.id, job.attempts))
+"""
+
+
+def test_jobs_that_kill_their_workers_stop_no_others(on_sqlite, tmp_path):
+    """Five of both kinds among two hundred, with the default `max_restarts`: nobody else suffers."""
+    poison = ["exits", "is killed", "exits", "is killed", "exits"]
+    bad = on_sqlite.add(*poison)
+    good = on_sqlite.add(*["good"] * 200)
+    config = GROUP.format(url=on_sqlite.url, count=2, handler="handlers:handle")
+    config += "max_attempts = 2\n"
+    with Supervised(tmp_path, config, modules={"handlers": POISON}) as supervisor:
+        supervisor.ready()
+        wait_until(lambda: on_sqlite.counts()["done"] == 200, "the good ones are done")
+
+        def have_failed():
+            on_sqlite.change(  # nobody waits here for what holds them back
+                "UPDATE jobs SET due = 0,"
+                f" losses = CASE WHEN losses > 1 THEN {LOSSES_ALLOWED - 1} ELSE losses END"
+                " WHERE state = 'queued' AND failures = 0"
+            )
+            return on_sqlite.counts()["failed"] == 5
+
+        wait_until(have_failed, "all of them have failed")
+        assert not supervisor.events("group.failed")
+        assert len(supervisor.events("worker.exited")) > 5, "more than max_restarts"
+        wait_until(lambda: supervisor.status()["groups"]["jobs"]["ready"] == 2, "all are there")
+        assert supervisor.stop() == 0
+    assert on_sqlite.effects() == [(number, 1) for number in good]
+    for number, payload in zip(bad, poison, strict=True):
+        error = on_sqlite.job(number, "error")
+        if payload == "exits":
+            assert error.startswith("its worker died with it ")
+            assert " exited with code 7; `supervisor why jobs-" in error
+        else:
+            assert error.startswith(f"given up after {LOSSES_ALLOWED} attempts without a verdict")
 
 
 def test_orphan_keeps_its_job_while_a_new_supervisor_runs(supervised, database, tmp_path):

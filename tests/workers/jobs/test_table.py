@@ -143,23 +143,29 @@ def test_lost_job_is_due_at_once_then_later_and_later_and_ends_as_failed(databas
         assert at_most * 0.8 < delay <= at_most
     assert last is None
     assert database.job(number, "state", "losses") == ("failed", LOSSES_ALLOWED)
-    assert "20 attempts without a verdict; the last: its worker died" in database.job(
-        number, "error"
-    )
+    error = database.job(number, "error")
+    assert error.startswith("given up after 10 attempts without a verdict: its worker was killed")
+    assert error.endswith("the last: its worker died")
+    assert sum(map(round, delays)) >= 300, "a storm of kills of five minutes condemns nobody"
 
 
-def test_crashes_of_one_job_do_not_exhaust_the_default_restarts(database):
-    """A job that kills its worker at once makes at most five crashes in any minute."""
-    database.add("x")
-    now, crashes = 0.0, []
-    for _ in range(LOSSES_ALLOWED - 1):
-        crashes.append(now)
-        assert settle(database, "lose", database.claim(ME), "died")
-        with database.connection() as (conn, table):
-            now += max(0.0, round(table.next_due(conn)))
-        database.change("UPDATE jobs SET due = 0")
-    worst = max(sum(start <= at < start + 60 for at in crashes) for start in crashes)
-    assert worst == 5
+def test_job_that_ended_its_worker_has_failed_and_is_a_suspect(database):
+    """It counts towards `max_attempts`, and is passed over by those who have others in flight."""
+    first, second = database.add("x", "y")
+    claim = database.claim(ME)
+    with database.connection() as (conn, table):
+        with table.writing(conn, soon()):
+            assert table.fail(conn, claim, "its worker died with it", 0.0, lost=True)
+        assert database.job(first, "state", "failures", "losses") == ("queued", 1, 1)
+        database.change("UPDATE jobs SET due = 0 WHERE id = ?", first)
+        assert table.is_suspect_first(conn)
+        assert table.claim(conn, soon(), ME, 60.0, suspects=False).id == second
+        assert table.claim(conn, soon(), ME, 60.0, suspects=False) is None
+        assert table.next_due(conn, suspects=False) is None
+        assert table.next_due(conn) < 0
+        again = table.claim(conn, soon(), ME, 60.0)
+        assert (again.id, again.failures, again.losses) == (first, 1, 1)
+        assert not table.is_suspect_first(conn)
 
 
 # --- fences ------------------------------------------------------------------------------------------

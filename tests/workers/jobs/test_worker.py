@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from supervisor.protocol import Death
 from tests.servers import PostgreSQLServer
 from tests.supervised import REPO, wait_until
 from tests.workers.jobs.databases import Database, PostgreSQLDatabase, SQLiteDatabase
@@ -567,6 +568,10 @@ def dead():
     return str(Owner("jobs-9", process.pid, here.started, here.place))
 
 
+def _pid(dead):
+    return int(dead.split()[1])
+
+
 def test_jobs_of_a_dead_worker_are_taken_at_once(database, dead):
     """A replacement does not wait for the lease of the worker that it replaces."""
     [number] = database.add("x")
@@ -577,6 +582,69 @@ def test_jobs_of_a_dead_worker_are_taken_at_once(database, dead):
         running.until(done=1)
     assert database.job(number, "attempts") == 2
     assert database.effects() == [(number, 2)]
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "words"),
+    [(7, None, "exited with code 7"), (None, 11, "was ended by SIGSEGV")],
+)
+def test_job_that_ends_its_worker_fails_like_one_that_raises(on_sqlite, dead, code, number, words):
+    """The supervisor says that nobody from outside did it: that is an attempt, and its last."""
+    [number] = on_sqlite.add("x")
+    on_sqlite.claim(dead, lease=3600.0)
+    running = Running(on_sqlite, max_attempts=1)
+    running.worker.deaths.append(Death("jobs-9", _pid(dead), code, number, True))
+    with running:
+        running.until(failed=1)
+    error = f"its worker died with it: jobs-9 (pid {_pid(dead)}) {words}"
+    assert on_sqlite.job(number, "failures") == 1
+    assert on_sqlite.job(number, "error").startswith(error)
+
+
+def test_who_crashed_beside_others_is_not_known(on_sqlite, dead):
+    """With two in flight it may be the other's doing: neither has failed, both run alone."""
+    numbers = on_sqlite.add("x", "x")
+    for _ in numbers:
+        on_sqlite.claim(dead, lease=3600.0)
+    running = Running(on_sqlite, max_attempts=1)
+    running.worker.deaths.append(Death("jobs-9", _pid(dead), 7, None, True))
+    with running:
+        running.until(done=2)
+    assert on_sqlite.rows("SELECT failures, losses FROM jobs") == [(0, 1), (0, 1)]
+
+
+def test_suspects_run_alone_and_others_beside_each_other(on_sqlite):
+    """With three threads, a job that was lost before has nobody beside it, before and after it."""
+    lock, beside, most = threading.Lock(), set(), []
+
+    def count(job, _conn):
+        with lock:
+            beside.add(job.id)
+            most.append(set(beside))
+        time.sleep(0.02)
+        with lock:
+            beside.remove(job.id)
+
+    ACTIONS["bare"] = count
+    numbers = on_sqlite.add(*["bare"] * 12)
+    suspects = set(numbers[::4])
+    on_sqlite.change("UPDATE jobs SET losses = 1 WHERE id % 4 = ?", numbers[0] % 4)
+    with Running(on_sqlite, threads=3) as running:
+        running.until(done=12)
+    assert all(group == group & suspects for group in most if group & suspects)
+    assert all(len(group) == 1 for group in most if group & suspects)
+
+
+def test_who_hangs_is_not_given_back_for_ever(on_sqlite):
+    """An attempt that was ended for a hang is a loss: it is held back, and has an end."""
+    gate = ACTIONS["bare"] = Gate()
+    [number] = on_sqlite.add("bare")
+    with Running(on_sqlite) as running:
+        gate.wait()
+        running.worker.accepting.cancel("hang")
+        running.worker.ctx.cancel("hang")
+        wait_until(lambda: on_sqlite.job(number, "state") == "queued", "it is queued")
+    assert on_sqlite.job(number, "failures", "losses") == (0, 1)
 
 
 def test_jobs_of_a_worker_that_dies_while_others_idle_are_taken(database, dead):
