@@ -3,7 +3,8 @@
 A worker that ends uninvited leaves its slot in one of four ways: backing off before its successor,
 waiting behind a gate with others in the same trouble, finished (it ended as it should, and its restart
 type asks for no other), or as the last straw: the group has failed. Which of them is decided by why it
-ended (`causes`): what a dependency is to blame for never counts as a failure of the group.
+ended (`causes`): what a dependency is to blame for never counts as a failure of the group, nor does the
+end of a worker with a job in flight, where its group answers for jobs: that is counted against the job.
 
 A group has failed when it had more failures than its window allows, or when a worker failed that is
 never restarted: nobody will make that good. The workers that a failed group still has go on; none of

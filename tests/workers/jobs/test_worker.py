@@ -590,15 +590,15 @@ def test_jobs_of_a_dead_worker_are_taken_at_once(database, dead):
 )
 def test_job_that_ends_its_worker_fails_like_one_that_raises(on_sqlite, dead, code, died_of, words):
     """The supervisor says that nobody from outside did it: that is an attempt, and its last."""
-    [number] = on_sqlite.add("x")
+    [job] = on_sqlite.add("x")
     on_sqlite.claim(dead, lease=3600.0)
     running = Running(on_sqlite, max_attempts=1)
     running.worker.deaths.append(Death("jobs-9", _pid(dead), code, died_of, by_itself=True))
     with running:
         running.until(failed=1)
     error = f"its worker died with it: jobs-9 (pid {_pid(dead)}) {words}"
-    assert on_sqlite.job(number, "failures") == 1
-    assert on_sqlite.job(number, "error").startswith(error)
+    assert on_sqlite.job(job, "failures") == 1
+    assert on_sqlite.job(job, "error").startswith(error)
 
 
 def test_who_crashed_beside_others_is_not_known(on_sqlite, dead):
