@@ -8,6 +8,8 @@ in the same transaction: `INSERT INTO jobs (payload) VALUES (...)`.
     table      what may happen to a row; fenced, and the same for all databases
     dialects   SQLite and PostgreSQL
     owner      who holds a job, and whether that process is known to be dead
+    deaths     what such a process died of, as its supervisor tells
+    isolation  who of a worker's jobs runs beside whom
     runner     the worker: threads, claims, attempts, leases, the stop
     __main__   python -m workers.jobs
 """

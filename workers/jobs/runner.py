@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import workers.scoreboard  # noqa: F401  # imported by the template, it is shared by all workers
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.correlation import bind
 from workers.jobs.deaths import Deaths, how_it_ended
