@@ -56,6 +56,7 @@ BACKLOG = 1024  # who connects when it is full tries again a tenth of a second l
 LEAK_WEIGHT = 20  # a leak that is reported is written: it counts as so many messages
 MAX_DETAIL = 200  # characters of what a stranger says that are logged
 LOCK_DUE = 0.5  # seconds in which a command that holds the lock has let go of it
+COMMANDS_DUE = 5.0  # and in which all of them have, however many there are
 FAREWELL_MS = 300  # how long the end of the process may wait for answers to be sent
 
 _LOCK = "lock"
@@ -96,7 +97,7 @@ class RuntimeDir:
         except OSError as exc:
             raise self._refused(exc) from exc
         if not self._locked(self._lock):
-            pid = os.read(self._lock, 32).decode(errors="replace").strip()
+            pid = self._pid()
             os.close(self._lock)
             raise AlreadyRunningError(
                 f"a supervisor named {name!r} already runs (pid {pid or 'unknown'}) in {path}"
@@ -112,19 +113,35 @@ class RuntimeDir:
         # the lock itself would go, and nobody could find this supervisor, or start none beside it.
         self._locked(self._folder)
 
-    @staticmethod
-    def _locked(descriptor: int) -> bool:
+    def _locked(self, descriptor: int) -> bool:
         """Take the lock. A command that looks who holds it has it for a moment."""
-        give_up = time.monotonic() + LOCK_DUE
+        begun = time.monotonic()
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= give_up:
+                waited = time.monotonic() - begun
+                if waited >= COMMANDS_DUE or (waited >= LOCK_DUE and self._is_left_by_the_living()):
                     return False
                 time.sleep(0.001)
             else:
                 return True
+
+    def _pid(self) -> str:
+        return os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+
+    def _is_left_by_the_living(self) -> bool:
+        """Whether whoever wrote the lock last is still there; else it is commands that hold it."""
+        written = self._pid()
+        if not written.isdecimal() or int(written) == os.getpid():
+            return False
+        try:
+            os.kill(int(written), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
 
     def _demand_private(self, path: Path) -> None:
         """Have the folder be ours alone, without taking anything away from anybody."""

@@ -135,41 +135,6 @@ def surroundings(worker: Worker) -> None:
     worker.accepting.wait()
 
 
-def rights(worker: Worker) -> None:
-    """Try what only somebody else may do, and say what it is and what it could do."""
-    told = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    status = {name: value.split() for name, _, value in (line.partition(":") for line in told)}
-    supervisor = os.getppid()
-    attempts: dict[str, Callable[[], object]] = {
-        "become root": lambda: os.setresuid(0, 0, 0),
-        "take root's group": lambda: os.setgroups([0]),
-        "look into the folder": lambda: os.listdir(worker.options["runtime_dir"]),
-        "open the lock": lambda: os.open(f"{worker.options['runtime_dir']}/lock", os.O_RDONLY),
-        "signal the supervisor": lambda: os.kill(supervisor, 0),
-        "read its environment": Path(f"/proc/{supervisor}/environ").read_bytes,
-        "read its own environment": Path("/proc/self/environ").read_bytes,
-        "list its own descriptors": lambda: os.listdir("/proc/self/fd"),
-    }
-    may = []
-    for what, attempt in attempts.items():
-        with contextlib.suppress(PermissionError):
-            attempt()
-            may.append(what)
-    worker.log.info(
-        "victim.rights",
-        may=may,
-        status={name: status[name] for name in ("Uid", "Gid", "CapEff", "CapBnd", "NoNewPrivs")},
-        groups=os.getgroups(),
-        env={name: os.environ.get(name) for name in ("HOME", "USER", "LOGNAME", "SHELL")},
-        imported_as=IMPORTED_AS,
-    )
-    worker.ready()
-    worker.accepting.wait()
-
-
-IMPORTED_AS = os.getresuid()
-
-
 def _title() -> str:
     return Path("/proc/self/cmdline").read_bytes().rstrip(b"\0").decode()
 

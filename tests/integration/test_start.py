@@ -58,7 +58,7 @@ def test_a_person_is_told_what_to_try_next(tmp_path, on_path):
     home = Path(sys.executable).parent
     if not (home / "supervisor").exists():
         pytest.skip("the command is not installed here")
-    folder = tmp_path / "a folder"
+    folder = tmp_path / "a b"  # short: it is part of a socket's path
     folder.mkdir()
     env = {"PATH": f"{home}:/usr/bin:/bin" if on_path else "/usr/bin:/bin"}
     with Supervised(folder, group("idle", "idle"), log_format="console", env=env) as supervised:
