@@ -30,7 +30,7 @@ run: install
 	$(BIN)/supervisor start -c conf/dev.toml
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest $(or $(PYTEST),-n 2)
+	$(BIN)/python -m pytest $(or $(PYTEST),-n 3)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -248,4 +248,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestLedger = Machine.TestCase
-TestLedger.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestLedger.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)

@@ -788,7 +788,7 @@ def is_suspect(process: Process) -> bool:
 
 
 World.TestCase.settings = settings(
-    max_examples=250,
+    max_examples=160,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

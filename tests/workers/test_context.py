@@ -548,7 +548,7 @@ class ContextMachine(RuleBasedStateMachine):
         assert len(timers._heap) - len(in_heap) == timers._dead
 
 
-ContextMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+ContextMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 test_any_history = ContextMachine.TestCase
 
 
