@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import importlib
 import math
 import os
 import signal
@@ -75,6 +76,8 @@ MAX_STATUS = 500
 MAX_TRACEBACK = 100_000
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
+_FOR_LINES = ("supervisor.redaction", "supervisor.repeats", "workers.correlation")
+
 Timer = tuple[float, Callable[[], object]]
 
 _living: _Runtime | None = None  # the worker that this process is
@@ -83,6 +86,8 @@ _living: _Runtime | None = None  # the worker that this process is
 def preload(schemes: Iterable[str]) -> None:
     """Import and make what every worker will need, before the fork: paid once, and shared."""
     prepare_decoder(ToWorker)
+    for module in _FOR_LINES:  # in the moment of a stop, or of its supervisor's death, all write some
+        importlib.import_module(module)
     for scheme in schemes:
         with contextlib.suppress(Exception):  # each worker reports a missing driver itself
             drivers.from_url(f"{scheme}:///", None)
