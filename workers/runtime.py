@@ -86,7 +86,9 @@ _living: _Runtime | None = None  # the worker that this process is
 def preload(schemes: Iterable[str]) -> None:
     """Import and make what every worker will need, before the fork: paid once, and shared."""
     prepare_decoder(ToWorker)
-    for module in _FOR_LINES:  # in the moment of a stop, or of its supervisor's death, all write some
+    for (
+        module
+    ) in _FOR_LINES:  # in the moment of a stop, or of its supervisor's death, all write some
         importlib.import_module(module)
     for scheme in schemes:
         with contextlib.suppress(Exception):  # each worker reports a missing driver itself

@@ -111,7 +111,8 @@ def test_the_whole_life_in_its_order(abstract_ear: Ear, tmp_path: Path) -> None:
         supervised.config.write_text(good + "nonsense = 1")
         refused = supervised.command("reload", "--wait")
         assert refused.returncode == 1
-        assert ear.words() == ["RELOADING=1", "READY=1"]
+        # The command's answer and what the manager is told go out in the same turn.
+        wait_until(lambda: ear.words() == ["RELOADING=1", "READY=1"], "both are told")
         ear.wait_for("RELOADING=1")
         ear.wait_for(
             "READY=1",
