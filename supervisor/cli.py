@@ -19,6 +19,7 @@ import click
 
 from supervisor import systemd
 from supervisor.errors import ConfigError, SupervisorError, UsageError
+from supervisor.output import unwritable
 from supervisor.plain import counted
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from supervisor.protocol import FromClient
 
 IMPORT_TIMEOUT = 60.0  # seconds for each entry point of `check --import`
-MAX_COUNT = 10_000  # workers of a group, as in the configuration
-MAX_DIGITS = 18  # of such a number, which `int` has to read
+MAX_DIGITS = 18  # of a number of workers, which `int` has to read
 LAST_LINES = 1.0  # seconds that a log which nobody reads may keep the end of a start
 STOP_MARGIN = 10.0  # seconds after its deadline in which a supervisor must have gone
 
@@ -62,7 +62,7 @@ def run(spare: Template | None) -> NoReturn:
     except OSError as exc:
         if not _is_of_output(exc):
             raise
-        code = 0 if isinstance(exc, BrokenPipeError) else _complain(_unwritable(exc))
+        code = 0 if isinstance(exc, BrokenPipeError) else _complain(unwritable(exc))
     _flush()
     # Nothing is left to clean up, and finalizing an interpreter takes longer than most commands.
     os._exit(code)
@@ -72,11 +72,6 @@ def _is_of_output(exc: OSError) -> bool:
     """Tell whether it was raised by click itself, which writes the help and the version."""
     *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "click"
-
-
-def _unwritable(exc: OSError) -> SupervisorError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
-    return SupervisorError(f"the output cannot be written: {exc.strerror}")
 
 
 def _complain(exc: SupervisorError) -> int:
@@ -309,6 +304,7 @@ def restart(config: Path, target: str, *, wait: bool) -> None:
 @click.argument("size", metavar="GROUP=N", **_completes(groups=True, workers=False, suffix="="))
 def scale(config: Path, size: str, *, wait: bool) -> None:
     """Have N workers in GROUP, until the next reload."""
+    from supervisor.config.values import MAX_COUNT
     from supervisor.protocol import Scale
 
     group, _, count = size.rpartition("=")
@@ -371,10 +367,10 @@ def _say(text: str) -> None:
     try:
         click.echo(harmless(text, lines=True))
     except OSError as exc:
-        unwritable = _unwritable(exc)
+        error = unwritable(exc)
         if isinstance(exc, BrokenPipeError):
             raise click.exceptions.Exit(0) from exc
-        raise unwritable from exc
+        raise error from exc
 
 
 @contextlib.contextmanager
@@ -461,13 +457,15 @@ def _greeting(settings: Settings, config: Path, seconds: float) -> str:
     """Say what to try next, with commands that can be copied."""
     import shlex
 
+    from supervisor.assignments import JOBS
+
     workers = sum(group.count for group in settings.groups.values() if not group.before)
     file, at = shlex.quote(str(config)), _folder_to_name()
     try_next: list[tuple[str, str]] = [
         (f"{at}supervisor status -c {file}", "the fleet at a glance"),
         (f"{at}supervisor events --follow -c {file}", "what happens, as JSON lines"),
     ]
-    if any(group.run == "workers.jobs:run" for group in settings.groups.values()):
+    if any(group.run == JOBS for group in settings.groups.values()):
         try_next.append(
             (
                 f'find "$PWD" -name "*.py" | {at}python -m workers.jobs add -c {file}',

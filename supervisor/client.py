@@ -74,11 +74,9 @@ class Client:
 
     def _excuse(self) -> str:
         """Say so where it has been stopped, and how it goes on."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
-        except OSError:
-            return ""
-        if stat.rpartition(b")")[2].split()[0] not in {b"T", b"t"}:
+        from supervisor.status import is_stopped  # who gets an answer does without
+
+        if not is_stopped(self.pid):
             return ""
         return f": it is stopped, by SIGSTOP or Ctrl-Z; `kill -CONT {self.pid}` lets it go on"
 

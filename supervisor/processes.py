@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from supervisor import protocol
 
 # A black box keeps the last words only: a worker that floods it harms nobody.
-KIB = 1024  # bytes; the kernel tells sizes in these
 MAX_BLACK_BOX = 1 << 18
+KIB = 1024  # bytes; the kernel tells sizes in these
 # What a lifeline carries beside text: numbers of signals.
 _NO_TEXT = bytes(byte for byte in range(32) if byte not in b"\n\t")
 # What forks faster than it is killed is left running after so many attempts, and named: a stop ends.

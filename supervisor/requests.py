@@ -6,10 +6,8 @@ __all__ = ["restart_refusal", "scale_refusal", "stop_refusal", "unknown_worker"]
 
 from supervisor import protocol
 from supervisor.config import Settings
-from supervisor.config.values import LONGEST
+from supervisor.config.values import LONGEST, MAX_COUNT
 from supervisor.core.fleet import FleetSnapshot
-
-MAX_COUNT = 10_000  # workers of a group, as in the configuration
 
 
 def stop_refusal(request: protocol.Stop) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Answer", "Reports", "fleet_status", "rss"]
+__all__ = ["Answer", "Reports", "fleet_status", "is_stopped", "rss"]
 
 import os
 import time
@@ -136,7 +136,7 @@ def _worker_status(
         "generation": worker.generation,
         "state": worker.state,
         "ready": worker.ready,
-        "stopped": _is_stopped(worker.pid),
+        "stopped": is_stopped(worker.pid),
         "in_flight": report.in_flight if report else 0,
         "jobs_done": report.jobs_done if report else 0,
         "jobs_failed": report.jobs_failed if report else 0,
@@ -160,7 +160,7 @@ def rss(pid: int | None) -> int:
         return 0
 
 
-def _is_stopped(pid: int | None) -> bool:
+def is_stopped(pid: int | None) -> bool:
     """Tell whether a process is stopped, by SIGSTOP or by a debugger."""
     if pid is None:
         return False

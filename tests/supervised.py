@@ -224,15 +224,19 @@ class Supervised:
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete JSON line of the log; what else is written there is passed over."""
+        for line in self._new_lines():
+            if line.startswith(b"{"):
+                self._lines.append(json.loads(line))
+        return self._lines
+
+    def _new_lines(self) -> list[bytes]:
+        """The lines that have been completed since the last look."""
         with self.log_path.open("rb") as log:
             log.seek(self._read)
             new = log.read()
         complete = new.rfind(b"\n") + 1
         self._read += complete
-        for line in new[:complete].splitlines():
-            if line.startswith(b"{"):
-                self._lines.append(json.loads(line))
-        return self._lines
+        return new[:complete].splitlines()
 
     def events(self, name: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """Log lines of that name in which all of `fields` are as given, oldest first."""

@@ -212,8 +212,10 @@ def stuck_before_ready(worker: Worker) -> None:
 
 
 def hanging(worker: Worker) -> None:
-    """Do good jobs first, and then one that never ends, in one of many ways."""
+    """Do good jobs first, and then one that never ends, in one of many ways; not before `when` is there."""
     worker.ready()
+    while not os.path.exists(worker.options.get("when", "/")):
+        time.sleep(0.01)
     for number in range(3):
         with worker.job(f"good {number}") as job:
             job.ctx.wait(0.01)

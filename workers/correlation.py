@@ -28,14 +28,17 @@ _numbers = count(1)
 
 
 def bind(job: Job, fields: Fields = {}) -> None:  # noqa: B006 (never written to)
-    """Bind a job to the calling task, or to the calling thread.
+    """Bind a job to the calling task, or to the calling thread. Once more: with other fields.
 
     Args:
         job: begun or about to begin.
         fields: that its lines are to have beside its name, or what returns them; where there are
             none, lines have a number as its id.
     """
-    _bound.set(((job, fields), *_bound.get()[: DEEP - 1]))
+    around = _bound.get()
+    if around and around[0][0] is job:
+        around = around[1:]
+    _bound.set(((job, fields), *around[: DEEP - 1]))
 
 
 def fields_of(worker: Worker) -> dict[str, Any]:

@@ -57,6 +57,7 @@ from supervisor.protocol import (
     Tuned,
 )
 from supervisor.protocol import prepare as prepare_decoder
+from workers import correlation
 from workers.context import Cancelled, Context, DeadlineExceeded
 from workers.entry import is_async, resolve
 from workers.examination import examine
@@ -76,7 +77,7 @@ MAX_STATUS = 500
 MAX_TRACEBACK = 100_000
 FAREWELL = 1.0  # seconds that the end of a process waits for the receipt of its last words
 
-_FOR_LINES = ("supervisor.redaction", "supervisor.repeats", "workers.correlation")
+_FOR_LINES = ("supervisor.redaction", "supervisor.repeats")
 
 Timer = tuple[float, Callable[[], object]]
 
@@ -204,7 +205,6 @@ class _Runtime:
         self._holdings = Holdings(assignment, self._link.send, self._link.call_at)
         self._watch_signals()
         log.conceal(pool.url for pool in assignment.pools.values())
-        log.correlate(self._in_hand, self._link.call_at)
         self._worker = Worker(
             id=assignment.worker,
             group=assignment.group,
@@ -218,14 +218,7 @@ class _Runtime:
             sockets=_shared(assignment.sockets, sockets) if sockets else _NO_SOCKETS,
             deaths=assignment.deaths,
         )
-
-    def _in_hand(self) -> dict[str, Any]:
-        """Return the fields of the job in which the first line of the log is written. Any thread."""
-        from workers import correlation  # for those who write lines only
-
-        in_hand = functools.partial(correlation.fields_of, self._worker)
-        log.correlate(in_hand, self._link.call_at)
-        return in_hand()
+        log.correlate(functools.partial(correlation.fields_of, self._worker), self._link.call_at)
 
     def run(self) -> int:
         """Live the whole life; return the exit code."""
@@ -386,8 +379,6 @@ class _Runtime:
             entry = self._entry_point()
             self._trace()
             if entry.loop is not None:
-                from workers import correlation
-
                 self._worker.bind = correlation.bind
                 self._holdings.loop = entry.loop
                 entry.loop.run(self._open_and_await(entry))

@@ -3,7 +3,7 @@
 A page of shared memory, made by the supervisor before the fork. The work loop itself writes there:
 when a job begins, when it ends, until when it is busy. Nobody else vouches for it, and nobody has
 to answer: what stands there can be read while the interpreter lock is held and while the process
-is stopped. Only workers with a `hang_timeout` have one.
+is stopped. Only workers with a `hang_timeout`, and those of `workers.jobs`, have one.
 
 Theory of operation
 -------------------

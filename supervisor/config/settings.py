@@ -113,7 +113,7 @@ class GroupSettings:
     stop_signal: str = field(default="SIGTERM", metadata=_by(read.stop_signal))
     before: bool = field(default=False, metadata=_by(read.flag))
     app: str = field(default="", metadata=_by(read.entry_point))
-    count: int = field(default=1, metadata=_by(read.whole(0, 10_000)))
+    count: int = field(default=1, metadata=_by(read.whole(0, read.MAX_COUNT)))
     pools: tuple[str, ...] = field(metadata=_by(read.array(read.text)))  # default: all
     restart: Restart = field(default=Restart.ALWAYS, metadata=_by(read.member(Restart)))
     max_restarts: int = field(default=5, metadata=_by(read.whole(0, 1_000_000)))

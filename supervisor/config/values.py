@@ -52,6 +52,7 @@ LONGEST = 366 * 86400  # seconds; a longer duration is a slip of the pen
 SHORTEST = 0.001
 SMALLEST = 16 << 20  # bytes; a worker has more when it has just started
 LARGEST = 1 << 50
+MAX_COUNT = 10_000  # workers of a group
 MAX_PORT = 65535
 MAX_NAME = 64  # names become part of paths, process titles and worker ids
 

@@ -339,7 +339,7 @@ class Worker:
 
     def _ready(self, now: float) -> None:
         self.history[Step.READY] = self._watched_since = now  # until here ready_timeout counts
-        self.due = min(now + self._hang_timeout if self._hang_timeout else NEVER, self.ends_by)
+        self._look_later(now)
         self._announce("worker.ready", seconds=_round(now - self.spawned_at))
 
     def _acknowledged(self, now: float) -> None:
@@ -391,7 +391,8 @@ class Worker:
         by_itself = report.signal is None or report.signal in CRASHES
         self.crashed_itself = self.by_job and not hung and by_itself
         how = {"code": report.code} if report.signal is None else {"signal": report.signal}
-        self.ending = " ".join(["it ended with", *(f"{k} {v}" for k, v in how.items())])
+        ((what, number),) = how.items()
+        self.ending = f"it ended with {what} {number}"
         details = {
             "reason": self.fault,
             "cause": self._cause_shown(died),
@@ -564,7 +565,7 @@ class Worker:
         self._halted = report.halted
 
     def _look_later(self, now: float) -> None:
-        self.due = min(now + self._hang_timeout, self.ends_by)
+        self.due = min(now + self._hang_timeout if self._hang_timeout else NEVER, self.ends_by)
 
     def _judge(self, jobs: tuple[JobSeen, ...], now: float) -> None:
         limits = [

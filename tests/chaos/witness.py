@@ -43,12 +43,7 @@ class Witness(Supervised):
 
     def lines(self) -> list[dict[str, Any]]:
         """Return every line of the log that can be read, and what `recall` has brought."""
-        with self.log_path.open("rb") as log:
-            log.seek(self._read)
-            new = log.read()
-        complete = new.rfind(b"\n") + 1
-        self._read += complete
-        for line in new[:complete].splitlines():
+        for line in self._new_lines():
             try:
                 self._hear(json.loads(line))
             except ValueError:

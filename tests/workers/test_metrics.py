@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from supervisor import log, protocol
+from tests.workers.alone import alone
 from workers import metrics as module
 from workers.metrics import Metrics
-from workers.worker import Worker
 
 
 @pytest.fixture
@@ -21,16 +21,7 @@ def metrics():
 
 @pytest.fixture
 def worker():
-    return Worker(
-        id="web-1",
-        group="web",
-        generation=1,
-        options={},
-        pools={},
-        log=log.get_logger(),
-        on_delay=lambda _seconds: None,
-        on_ready=lambda: None,
-    )
+    return alone("web-1", log=log.get_logger())
 
 
 def figures(metrics, name):

@@ -12,9 +12,10 @@ import pytest
 from supervisor import scoreboard
 from supervisor.core.jobs import JobSeen
 from supervisor.protocol import BOARD_BYTES, BOARD_ENTRY
+from tests.workers.alone import alone
 from workers.context import Context
 from workers.scoreboard import Scoreboard
-from workers.worker import Job, Ledger, Worker
+from workers.worker import Job, Worker
 
 ENTRIES = BOARD_BYTES // BOARD_ENTRY.size - 1
 
@@ -31,22 +32,8 @@ def board() -> Iterator[int]:
 def worker(board: int) -> Iterator[Worker]:
     """A worker whose jobs stand on that board."""
     jobs = Scoreboard(os.dup(board))
-    yield worker_with(jobs)
+    yield alone(jobs=jobs)
     jobs.disinherit()  # it holds on to the board no longer
-
-
-def worker_with(jobs: Ledger | None) -> Worker:
-    return Worker(
-        id="w-1",
-        group="w",
-        generation=1,
-        options={},
-        pools={},
-        log=None,
-        on_delay=lambda _seconds: None,
-        on_ready=lambda: None,
-        jobs=jobs,
-    )
 
 
 def names(board: int) -> list[str]:
@@ -109,7 +96,7 @@ def test_the_workers_busy_until_is_for_all_jobs_of_the_calling_thread(
 @pytest.mark.parametrize("is_watched", [True, False])
 def test_busy_until_refuses_what_cannot_be_meant(board: int, is_watched: bool) -> None:
     """The same with and without a hang_timeout, so that a mistake shows before production."""
-    worker = worker_with(Scoreboard(os.dup(board)) if is_watched else None)
+    worker = alone(jobs=Scoreboard(os.dup(board)) if is_watched else None)
     with pytest.raises(RuntimeError, match="this thread has no job in flight"):
         worker.busy_until(1)
     job = worker.job("job")
@@ -251,7 +238,7 @@ def test_a_board_that_its_worker_has_spoilt_harms_nobody(board: int) -> None:
 
 def test_a_ledger_without_a_board_knows_the_same(worker: Worker) -> None:
     """What `dump` asks a worker for does not depend on hang_timeout."""
-    plain = worker_with(None)
+    plain = alone()
     for each in (plain, worker):
         with each.job("a") as job:
             job.busy_until(60)

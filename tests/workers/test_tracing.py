@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.servers import PostgreSQLServer, postgresql
 from tests.supervised import REPO, wait_until
+from tests.workers.alone import alone
 from workers import tracing
 from workers.context import Cancelled, Context
 from workers.pool import Pool, PoolTimeout
@@ -65,16 +66,7 @@ class Spans:
 
 @pytest.fixture
 def worker() -> Worker:
-    return Worker(
-        id="w-7",
-        group="w",
-        generation=3,
-        options={},
-        pools={},
-        log=None,
-        on_ready=lambda: None,
-        on_delay=lambda _seconds: None,
-    )
+    return alone("w-7", generation=3)
 
 
 @pytest.fixture

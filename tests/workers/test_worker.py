@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.workers.alone import alone
 from workers.context import Context
 from workers.worker import Job, Worker
 
@@ -17,16 +18,7 @@ from workers.worker import Job, Worker
 @pytest.fixture
 def worker() -> Worker:
     """A worker without a supervisor."""
-    return Worker(
-        id="w-1",
-        group="w",
-        generation=1,
-        options={},
-        pools={},
-        log=None,
-        on_delay=lambda _seconds: None,
-        on_ready=lambda: None,
-    )
+    return alone()
 
 
 @pytest.fixture

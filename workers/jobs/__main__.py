@@ -17,6 +17,7 @@ import click
 
 from supervisor.config import PoolSettings, Settings, load, redacted
 from supervisor.errors import SupervisorError, UsageError
+from supervisor.output import unwritable
 from workers.context import Context, DeadlineExceeded
 from workers.jobs.dialects import driver_errors, foreign, table_for
 from workers.jobs.table import STATES, Table, storable
@@ -146,9 +147,9 @@ def _say(text: str) -> None:
     try:
         click.echo(text)
     except OSError as exc:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer can't be written
+        error = unwritable(exc)
         if not isinstance(exc, BrokenPipeError):
-            raise SupervisorError(f"the output cannot be written: {exc.strerror}") from exc
+            raise error from exc
 
 
 # --- the database ----------------------------------------------------------------------------------
